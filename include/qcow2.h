@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * qcow2.h: the engine: a qcow2 image as a range of guest bytes.
+ *
+ * The engine reads and writes an image over a storage (src/storage/storage.h), on loops
+ * (src/ring/loop.h). It knows nothing of block devices. One image, any number of queues, each on a
+ * loop of its own; what changes the map or the refcounts runs on the image's metadata loop, which may
+ * be the only queue's loop.
+ *
+ * Every function returns 0 or -errno unless it says otherwise. Specification: QEMU's
+ * docs/interop/qcow2.rst, called "qcow2" in comments.
+ */
+#ifndef QCOW2_H
+#define QCOW2_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct blk_request;
+struct error;
+struct loop;
+struct storage;
+struct qcow2_image;
+struct qcow2_queue;
+
+struct qcow2_options {
+	bool read_only;
+	uint64_t cache_size_bytes; /* bound of the cached L2 slices and refcounts; 0: the default */
+	unsigned max_inflight;	   /* requests in flight over all queues; 0: 256 */
+	uint64_t writeback_delay_ms; /* dirty metadata is written back after this; 0: the default */
+	bool no_lock;		   /* simulation and fuzzing: the storage has no locks */
+};
+
+/* Whether the @len bytes at @head, the start of a file, are a qcow2 image's. */
+bool qcow2_probe(const void *head, size_t len);
+
+/*
+ * Opens an image. Called outside of any loop, or in a coroutine. On success the image owns @storage
+ * and closes it; on error the storage stays the caller's, the file is unchanged to the byte, and @err
+ * says in one line what is wrong.
+ */
+int qcow2_open(struct qcow2_image **out, struct storage *storage, const struct qcow2_options *opts,
+	       struct error *err);
+
+/* Guest size in bytes, a multiple of 512. */
+uint64_t qcow2_size_bytes(const struct qcow2_image *img);
+uint32_t qcow2_cluster_bytes(const struct qcow2_image *img);
+bool qcow2_read_only(const struct qcow2_image *img);
+
+/*
+ * Says on which loop the metadata work runs; before the first queue. That loop needs a coroutine
+ * for every request in flight, and QCOW2_EXTRA_COROUTINES.
+ */
+#define QCOW2_EXTRA_COROUTINES 8
+int qcow2_set_metadata_loop(struct qcow2_image *img, struct loop *loop, struct error *err);
+
+/* A queue that submits on @loop. Called on that loop's thread before it runs, or on it. */
+int qcow2_queue_create(struct qcow2_queue **out, struct qcow2_image *img, struct loop *loop,
+		       struct error *err);
+/* After its last request completed; on the same thread. Accepts NULL. */
+void qcow2_queue_destroy(struct qcow2_queue *queue);
+
+/* Bytes that a request's priv must have for qcow2_submit(). */
+size_t qcow2_request_bytes(void);
+
+/*
+ * Starts a request, on the queue's thread; blk_request_complete() is called there when it is done.
+ * Errors: -EIO (also: the image is broken there), -ENOSPC, -EROFS.
+ */
+void qcow2_submit(struct qcow2_queue *queue, struct blk_request *req);
+
+/*
+ * The same as a FLUSH request: everything that completed before the call is durable when this
+ * returns 0. In a coroutine of the metadata loop, or outside of any loop when none is running.
+ */
+int qcow2_flush(struct qcow2_image *img);
+
+/*
+ * Stops background work on the metadata loop; in a coroutine of it. Queues are gone by then.
+ * Afterwards the loop may be destroyed, and only qcow2_close() may be called.
+ */
+void qcow2_detach_loop(struct qcow2_image *img);
+
+/*
+ * Flushes, and frees everything, also where the flush failed: its error is returned. Outside of any
+ * loop, or in a coroutine.
+ */
+int qcow2_close(struct qcow2_image *img, struct error *err);
+
+/* ---- creating ---- */
+
+enum qcow2_preallocation {
+	QCOW2_PREALLOC_OFF,
+	QCOW2_PREALLOC_METADATA,
+	QCOW2_PREALLOC_FALLOC,
+	QCOW2_PREALLOC_FULL,
+};
+
+struct qcow2_create_options {
+	uint64_t size_bytes;	/* guest size; rounded up to 512 */
+	unsigned version;	/* 2 or 3; 0: 3 */
+	uint32_t cluster_bytes; /* power of two, 512 to 2 MiB; 0: 64 KiB */
+	unsigned refcount_bits; /* power of two, 1 to 64; 0: 16 */
+	bool lazy_refcounts;
+	enum qcow2_preallocation preallocation;
+};
+
+/* Checks @opts alone, without touching anything; what create itself would refuse, this refuses. */
+int qcow2_create_validate(const struct qcow2_create_options *opts, struct error *err);
+/* Writes a new image into the empty storage and makes it durable. Outside of any loop. */
+int qcow2_create(struct storage *storage, const struct qcow2_create_options *opts, struct error *err);
+
+/* ---- looking at an image without attaching it ---- */
+
+#define QCOW2_NAME_MAX 1024
+
+struct qcow2_info {
+	unsigned version;
+	uint64_t size_bytes;
+	uint32_t cluster_bytes;
+	unsigned refcount_bits;
+	bool lazy_refcounts, dirty, corrupt, extended_l2, data_file, data_file_raw, bitmaps;
+	const char *compression_type; /* "zlib", "zstd" */
+	const char *encryption;	      /* NULL, "aes", "luks" */
+	uint32_t snapshots;
+	/* Hostile strings from the image, NUL-terminated; empty if there is none. Never opened here. */
+	char backing_file[QCOW2_NAME_MAX];
+	char backing_format[QCOW2_NAME_MAX];
+	char data_file_name[QCOW2_NAME_MAX];
+	uint64_t unknown_incompatible, unknown_compatible, unknown_autoclear;
+	uint64_t l1_entries, l1_offset, refcount_table_offset, refcount_table_clusters;
+};
+
+/* Reads and validates the header of an image that need not be one this program can serve. */
+int qcow2_info(struct storage *storage, struct qcow2_info *info, struct error *err);
+
+#endif

@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * storage.h: where an image's bytes live, behind one small interface.
+ *
+ * A storage is a flat range of bytes with a length. I/O is asynchronous on the calling thread's loop;
+ * called outside of any loop (the main thread, opening or checking an image) it is done when
+ * storage_submit() returns. The blocking forms below suspend the calling coroutine.
+ *
+ * Contract:
+ *  1. Reads past the end give zeros. A short read or write is continued inside; the result is 0 or
+ *     -errno, and after -errno any part may have been done.
+ *  2. offset, length, and each memory segment's address and length are multiples of block_bytes
+ *     (for the data path's buffers the address is a multiple of 512 at least; the storage chose
+ *     block_bytes so that this suffices).
+ *  3. SYNC makes durable what completed before it was submitted: data, length, punched holes.
+ *  4. I/O in flight is not ordered.
+ *  5. No allocation after storage_attach().
+ */
+#ifndef STORAGE_STORAGE_H
+#define STORAGE_STORAGE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "base/blk.h"
+#include "base/error.h"
+#include "ring/loop.h"
+
+enum storage_op {
+	STORAGE_READ,
+	STORAGE_WRITE,
+	STORAGE_SYNC,
+	STORAGE_PUNCH,	  /* the range reads as zeros, its space is given back; -EOPNOTSUPP if it cannot */
+	STORAGE_ZERO,	  /* the range reads as zeros and keeps its space; -EOPNOTSUPP if it cannot */
+	STORAGE_TRUNCATE, /* to offset_bytes, either way; what is gained reads as zeros */
+};
+
+enum {
+	STORAGE_DSYNC = 1 << 0, /* WRITE: durable at completion, the data itself only */
+};
+
+struct storage;
+
+struct storage_io {
+	enum storage_op op;
+	uint32_t flags;
+	uint64_t offset_bytes;
+	uint64_t len_bytes;
+	/*
+	 * The payload, of len_bytes: @iov, or if iovcnt is 0 @buf (memory or a registered buffer).
+	 * The array must stay valid until completion; the storage may change its elements.
+	 */
+	struct iovec *iov;
+	unsigned iovcnt;
+	struct blk_buf buf;
+
+	void (*complete)(struct storage_io *io, int ret);
+
+	/* the backend's */
+	struct {
+		struct storage *storage;
+		struct loop_op op;
+		struct loop *loop;
+		struct list list;
+		uint64_t done_bytes;
+		struct iovec one;
+		uint64_t aux[2];
+	} impl;
+};
+
+/* Who may do what to the file at the same time: QEMU's image locks. Bits of storage_lock(). */
+enum {
+	STORAGE_PERM_CONSISTENT_READ = 1 << 0,
+	STORAGE_PERM_WRITE = 1 << 1,
+	STORAGE_PERM_WRITE_UNCHANGED = 1 << 2,
+	STORAGE_PERM_RESIZE = 1 << 3,
+	STORAGE_PERM_ALL = 15,
+};
+
+struct storage_ops {
+	void (*submit)(struct storage *st, struct storage_io *io);
+	/* Prepares I/O from @loop's thread, before that loop runs or on it. May be NULL. */
+	int (*attach)(struct storage *st, struct loop *loop, struct error *err);
+	void (*detach)(struct storage *st, struct loop *loop);
+	int (*lock)(struct storage *st, unsigned perms, unsigned shared, struct error *err);
+	void (*close)(struct storage *st);
+};
+
+struct storage {
+	const struct storage_ops *ops;
+	const char *name;	 /* for messages; printable */
+	/*
+	 * Bytes; follows what this program does to the file, at completion. May be read from any
+	 * thread; written by one at a time.
+	 */
+	_Atomic uint64_t size_bytes;
+	uint32_t block_bytes;	 /* see contract 2; 512 to 4096 */
+	bool read_only;
+	bool fixed_size;	 /* a block device: cannot grow, and what lies past the used part is garbage */
+	bool can_punch;
+	bool direct;		 /* the page cache is bypassed */
+	bool rotational;
+};
+
+/* @io is the backend's until its complete function is called; that may be before this returns. */
+void storage_submit(struct storage *st, struct storage_io *io);
+
+/* These wait, in a coroutine or outside of any loop. */
+int storage_pread(struct storage *st, uint64_t offset_bytes, void *buf, uint64_t len_bytes) must_check;
+int storage_pwrite(struct storage *st, uint64_t offset_bytes, const void *buf, uint64_t len_bytes)
+	must_check;
+int storage_sync(struct storage *st) must_check;
+int storage_truncate(struct storage *st, uint64_t size_bytes) must_check;
+int storage_punch(struct storage *st, uint64_t offset_bytes, uint64_t len_bytes) must_check;
+/* Zeros by STORAGE_ZERO, or by writing them where the backend cannot. */
+int storage_zero(struct storage *st, uint64_t offset_bytes, uint64_t len_bytes) must_check;
+
+int storage_attach(struct storage *st, struct loop *loop, struct error *err) must_check;
+void storage_detach(struct storage *st, struct loop *loop);
+
+/*
+ * Takes QEMU's advisory locks: @perms is what this opener uses, @shared what it lets others use at
+ * the same time. On conflict -EAGAIN and a message that says who or what is in the way; a repeated
+ * call replaces what was held. close releases.
+ */
+int storage_lock(struct storage *st, unsigned perms, unsigned shared, struct error *err) must_check;
+void storage_close(struct storage *st); /* accepts NULL */
+
+/* ---- file: a regular file or block device, by io_uring (src/storage/file.c) ---- */
+
+struct storage_file_options {
+	bool read_only;
+	bool direct;	  /* O_DIRECT if the file system has it; see storage.direct for the outcome */
+	bool create;	  /* a new empty file; -EEXIST if there is one */
+	bool exclusive_device; /* a block device is opened with O_EXCL, so that a mounted one is refused */
+};
+
+int storage_file_open(struct storage **out, const char *path, const struct storage_file_options *opts,
+		      struct error *err) must_check;
+/* The file descriptor, for fstat() and locks; the storage's own, do not close. */
+int storage_file_fd(const struct storage *st);
+
+#endif

@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * frontend.h: how a target becomes a block device.
+ *
+ * A front end starts threads, one for each queue, each with a loop, starts the target's queues on
+ * them, and makes the device appear. All functions below are called on the main thread, which owns
+ * the front end; none of them blocks without bound.
+ */
+#ifndef TARGET_FRONTEND_H
+#define TARGET_FRONTEND_H
+
+#include "target/target.h"
+
+struct frontend;
+
+struct frontend_options {
+	int id;		      /* device number wanted; -1: any */
+	unsigned queues;      /* already bounded by limits.max_queues */
+	unsigned depth;	      /* requests in flight in each queue */
+	bool no_loop;	      /* fuse: the file alone, no loop device on it */
+	const char *run_dir;  /* the program's folder of state, such as /run/ublk-qcow2 */
+	const char *name;     /* the image's base name, for the FUSE file; "null" if there is none */
+};
+
+struct frontend_ops {
+	const char *name; /* "ublk", "fuse" */
+
+	/* 0 if this host has it; else -errno and @err says why in one phrase ("no /dev/ublk-control"). */
+	int (*probe)(struct error *err);
+	/*
+	 * Makes the device and returns when it is usable (its node is there). The target stays the
+	 * caller's. On error nothing is left behind.
+	 */
+	int (*start)(struct frontend **out, struct target *t, const struct frontend_options *opts,
+		     struct error *err);
+	/* The device number that was given, and its path (/dev/ublkb0, /dev/loop0, or the FUSE file). */
+	int (*id)(const struct frontend *f);
+	const char *(*device)(const struct frontend *f);
+	/*
+	 * A file descriptor that polls readable when the device has gone away by itself (deleted from
+	 * outside, unmounted, a queue thread failed); -1: none.
+	 */
+	int (*gone_fd)(const struct frontend *f);
+	/* Whether somebody has the device open or mounted: > 0 yes, 0 no, -errno unknown. */
+	int (*busy)(const struct frontend *f);
+	/*
+	 * Takes the device away, letting I/O in flight finish, and frees @f. Afterwards every queue of
+	 * the target has been stopped. Bounded in time; on error the device may be left behind, @err
+	 * says so, and @f is freed all the same.
+	 */
+	int (*stop)(struct frontend *f, struct error *err);
+};
+
+extern const struct frontend_ops frontend_ublk;
+extern const struct frontend_ops frontend_fuse;
+
+#endif

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * target.h: what a block device can be made of.
+ *
+ * A target is one file that fills in a target_ops. Life: open() on the main thread, where storage
+ * I/O blocks; queue_start() for each queue on that queue's own thread, with the loop that will run
+ * there; submit() on that thread for each request; queue_stop() on that thread after the last
+ * request completed; close() on the main thread when all queues have stopped.
+ */
+#ifndef TARGET_TARGET_H
+#define TARGET_TARGET_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/blk.h"
+#include "base/error.h"
+
+struct loop;
+struct target;
+
+/* How `add` wants it opened. Strings belong to the caller and outlive the target. */
+struct target_options {
+	const char *path; /* image or device; NULL for null */
+	bool read_only;
+	bool direct;		   /* O_DIRECT where the file system can */
+	unsigned queues;	   /* how many queues will be started */
+	unsigned depth;		   /* requests in flight in each queue, at most */
+	uint64_t cache_size_bytes; /* 0: the target's default */
+	uint64_t size_bytes;	   /* null: device size; 0: default */
+};
+
+/* What the device can do; filled in by open(), constant afterwards but for size_bytes on a resize. */
+struct target_limits {
+	uint64_t size_bytes;		 /* multiple of logical_block_bytes */
+	uint32_t logical_block_bytes;	 /* >= 512, power of two */
+	uint32_t physical_block_bytes;	 /* >= logical, power of two */
+	uint32_t io_min_bytes;		 /* power of two */
+	uint32_t io_opt_bytes;		 /* power of two; 0: none */
+	uint32_t discard_granularity;	 /* 0: DISCARD is not supported */
+	uint64_t max_discard_bytes;	 /* in one request */
+	uint64_t max_write_zeroes_bytes; /* in one request; 0: not supported */
+	unsigned max_queues;
+	bool read_only;
+	bool volatile_cache; /* completed writes need FLUSH to be durable */
+	bool fua;
+	bool rotational;
+};
+
+struct target_ops {
+	const char *name;
+	size_t request_bytes;	 /* private memory for each request; see blk_request.priv */
+	unsigned coroutines_extra; /* coroutines its queue loop needs besides one for each request */
+
+	/* On error nothing is left open and @err says why. */
+	int (*open)(struct target **out, const struct target_options *opts, struct error *err);
+	/* NULL where there is nothing to do. */
+	int (*queue_start)(struct target *t, unsigned queue, struct loop *loop, struct error *err);
+	void (*submit)(struct target *t, unsigned queue, struct blk_request *req);
+	void (*queue_stop)(struct target *t, unsigned queue);
+	/*
+	 * Flushes and releases everything, also where no queue was ever started. Returns the error that
+	 * the last flush met (the target is gone all the same).
+	 */
+	int (*close)(struct target *t, struct error *err);
+};
+
+/* The common head of every target; a target embeds it first. */
+struct target {
+	const struct target_ops *ops;
+	struct target_limits limits;
+};
+
+extern const struct target_ops target_null;
+extern const struct target_ops target_loop;
+extern const struct target_ops target_qcow2;
+
+/* The target of that name; NULL if there is none. */
+const struct target_ops *target_find(const char *name);
+
+#endif

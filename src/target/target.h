@@ -5,7 +5,8 @@
  * A target is one file that fills in a target_ops. Life: open() on the main thread, where storage
  * I/O blocks; queue_start() for each queue on that queue's own thread, with the loop that will run
  * there; submit() on that thread for each request; queue_stop() on that thread after the last
- * request completed; close() on the main thread when all queues have stopped.
+ * request completed and loop_run() returned (the target may run the loop again there, to finish its
+ * background work); close() on the main thread when all queues have stopped.
  */
 #ifndef TARGET_TARGET_H
 #define TARGET_TARGET_H

@@ -26,6 +26,8 @@ struct storage;
 #define QCOW2_HEADER_NAME_MAX 1024
 
 struct qcow2_header {
+	const char *file_name; /* the storage's, for messages; lives as long as the storage */
+
 	unsigned version; /* 2 or 3 */
 	unsigned cluster_bits;
 	uint32_t cluster_bytes;
@@ -87,8 +89,16 @@ int qcow2_header_read(struct storage *st, struct qcow2_header *h, struct error *
 int qcow2_header_check_tables(const struct qcow2_header *h, uint64_t file_bytes,
 			      struct error *err) must_check;
 
-/* -ENOTSUP and the feature's name for the first feature that the engine cannot serve; -EROFS for an
- * image marked corrupt that is to be written. */
+/*
+ * -ENOTSUP, naming it, if there is an incompatible feature bit that this program does not know: then
+ * nothing in the image has a known meaning, not even for the checker.
+ */
+int qcow2_header_check_features(const struct qcow2_header *h, struct error *err) must_check;
+
+/*
+ * -ENOTSUP and the feature's name for the first feature that the engine cannot serve (an unknown one
+ * included); -EROFS for an image marked corrupt that is to be written.
+ */
 int qcow2_header_servable(const struct qcow2_header *h, bool read_only, struct error *err) must_check;
 
 /*

@@ -1,0 +1,408 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * create.c: a new image in an empty storage.
+ *
+ * Layout, cluster by cluster and without a gap:
+ *
+ *	header | refcount table | refcount blocks | L1 table | L2 tables | data
+ *
+ * The last two are there with preallocation only. All but the data is produced as one stream from
+ * front to back, so that it is written in a few large aligned pieces whatever the cluster size is.
+ *
+ * Order: on a device what lies at the start is overwritten and synced first; then everything but the
+ * header's magic; sync; then the first block again, now with the header; sync. A crash before the last
+ * write leaves a file that is no qcow2 image.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "qcow2.h"
+#include "qcow2/format.h"
+#include "storage/storage.h"
+
+struct layout {
+	unsigned cluster_bits;
+	uint32_t cluster_bytes;
+	unsigned refcount_order;
+	unsigned rb_bits;
+	uint64_t size_bytes;
+	bool prealloc;
+
+	/* clusters of each part; the host cluster where each starts follows from the order */
+	uint64_t rt, rb, l1, l2, data;
+	uint64_t l1_entries;
+	uint64_t total;
+};
+
+static void fill_defaults(struct qcow2_create_options *o)
+{
+	if (!o->version)
+		o->version = 3;
+	if (!o->cluster_bytes)
+		o->cluster_bytes = 64 * KiB;
+	if (!o->refcount_bits)
+		o->refcount_bits = 16;
+}
+
+/* ---- what is allowed ---- */
+
+static int check_options(const struct qcow2_create_options *o, struct error *err)
+{
+	if (o->version != 2 && o->version != 3)
+		return error_set(err, -EINVAL, "version is %u, not 2 or 3", o->version);
+	if (!is_pow2(o->cluster_bytes) || o->cluster_bytes < 1u << QCOW2_MIN_CLUSTER_BITS ||
+	    o->cluster_bytes > 1u << QCOW2_MAX_CLUSTER_BITS)
+		return error_set(err, -EINVAL,
+				 "the cluster size is %u, not a power of two from 512 to 2 MiB",
+				 o->cluster_bytes);
+	if (!is_pow2(o->refcount_bits) || o->refcount_bits > 64)
+		return error_set(err, -EINVAL,
+				 "the refcount width is %u bits, not a power of two from 1 to 64",
+				 o->refcount_bits);
+	if (o->version == 2 && o->refcount_bits != 16)
+		return error_set(err, -EINVAL,
+				 "the refcount width is %u bits, but version 2 images have 16",
+				 o->refcount_bits);
+	if (o->version == 2 && o->lazy_refcounts)
+		return error_set(err, -EINVAL, "lazy refcounts need version 3");
+	if ((unsigned)o->preallocation > QCOW2_PREALLOC_FULL)
+		return error_set(err, -EINVAL, "the preallocation mode %d is not known",
+				 (int)o->preallocation);
+	return 0;
+}
+
+/* The refcount structures count themselves, so their size is found by repetition. */
+static void layout_refcounts(struct layout *l)
+{
+	uint64_t others = 1 + l->l1 + l->l2 + l->data;
+	uint64_t before;
+
+	l->rt = l->rb = 1;
+	do {
+		before = l->rt + l->rb;
+		l->total = others + before;
+		l->rb = div_up(l->total, (uint64_t)1 << l->rb_bits);
+		l->rt = div_up(l->rb * sizeof(be64_t), l->cluster_bytes);
+	} while (l->rt + l->rb != before);
+}
+
+/* @o has its defaults and passed check_options(). */
+static int layout_init(struct layout *l, const struct qcow2_create_options *o, struct error *err)
+{
+	uint64_t l1_max = QCOW2_MAX_L1_BYTES / sizeof(be64_t);
+	unsigned l2_bits;
+
+	*l = (struct layout){
+		.cluster_bytes = o->cluster_bytes,
+		.cluster_bits = (unsigned)__builtin_ctz(o->cluster_bytes),
+		.refcount_order = (unsigned)__builtin_ctz(o->refcount_bits),
+		.prealloc = o->preallocation != QCOW2_PREALLOC_OFF,
+	};
+	l2_bits = qcow2_l2_bits(l->cluster_bits, false);
+	l->rb_bits = qcow2_rb_bits(l->cluster_bits, l->refcount_order);
+	if (o->size_bytes > l1_max << (l->cluster_bits + l2_bits))
+		return error_set(err, -EFBIG,
+				 "the size is %" PRIu64 " bytes, more than the %" PRIu64
+				 " that clusters of %u bytes allow",
+				 o->size_bytes, l1_max << (l->cluster_bits + l2_bits), l->cluster_bytes);
+	l->size_bytes = align_up(o->size_bytes, 512);
+	l->l1_entries = qcow2_l1_entries_for(l->size_bytes, l->cluster_bits, l2_bits);
+	l->l1 = div_up(l->l1_entries * sizeof(be64_t), l->cluster_bytes);
+	if (l->prealloc) {
+		l->l2 = l->l1_entries;
+		l->data = div_up(l->size_bytes, l->cluster_bytes);
+	}
+	layout_refcounts(l);
+	if (l->rt << l->cluster_bits > QCOW2_MAX_REFCOUNT_TABLE_BYTES ||
+	    l->total > QCOW2_MAX_HOST_BYTES >> l->cluster_bits)
+		return error_set(err, -EFBIG,
+				 "the size is %" PRIu64 " bytes, more than can be preallocated with "
+				 "clusters of %u bytes and refcounts of %u bits",
+				 o->size_bytes, l->cluster_bytes, o->refcount_bits);
+	return 0;
+}
+
+int qcow2_create_validate(const struct qcow2_create_options *opts, struct error *err)
+{
+	struct qcow2_create_options o = *opts;
+	struct layout l;
+	int ret;
+
+	fill_defaults(&o);
+	ret = check_options(&o, err);
+	return ret ? ret : layout_init(&l, &o, err);
+}
+
+/* ---- the stream ---- */
+
+#define STREAM_BYTES (1 * MiB)
+#define HEAD_BYTES   4096
+
+struct stream {
+	struct storage *st;
+	uint8_t *buf;
+	size_t used;
+	uint64_t base; /* where buf[0] goes */
+	bool skip_zeros;
+	int ret; /* the first error; then nothing more is written */
+	uint8_t *head; /* the first HEAD_BYTES of the stream, kept */
+};
+
+static bool all_zero(const uint8_t *buf, size_t len)
+{
+	return !len || (!buf[0] && !memcmp(buf, buf + 1, len - 1));
+}
+
+static void stream_flush(struct stream *s)
+{
+	size_t len = align_up(s->used, max_of(s->st->block_bytes, 512u));
+
+	if (s->ret || !s->used)
+		return;
+	memset(s->buf + s->used, 0, len - s->used);
+	if (!s->base)
+		memcpy(s->head, s->buf, min_of(len, (size_t)HEAD_BYTES));
+	if (!s->skip_zeros || !all_zero(s->buf, len))
+		s->ret = storage_pwrite(s->st, s->base, s->buf, len);
+	s->base += s->used;
+	s->used = 0;
+}
+
+static void stream_put(struct stream *s, const void *data, size_t len)
+{
+	const uint8_t *from = data;
+
+	while (len) {
+		size_t part = min_of(len, STREAM_BYTES - s->used);
+
+		if (from) {
+			memcpy(s->buf + s->used, from, part);
+			from += part;
+		} else {
+			memset(s->buf + s->used, 0, part);
+		}
+		s->used += part;
+		len -= part;
+		if (s->used == STREAM_BYTES)
+			stream_flush(s);
+	}
+}
+
+/* Zeros up to the end of the cluster. */
+static void stream_align(struct stream *s, uint32_t cluster_bytes)
+{
+	uint64_t at = s->base + s->used;
+
+	stream_put(s, NULL, align_up(at, cluster_bytes) - at);
+}
+
+static void put_be64(struct stream *s, uint64_t v)
+{
+	be64_t be = be64_make(v);
+
+	stream_put(s, &be, sizeof(be));
+}
+
+/* ---- the parts ---- */
+
+static void put_refcount_table(struct stream *s, const struct layout *l)
+{
+	uint64_t first = 1 + l->rt;
+
+	for (uint64_t i = 0; i < l->rb; i++)
+		put_be64(s, qcow2_hcluster_to_host(first + i, l->cluster_bits));
+	stream_align(s, l->cluster_bytes);
+}
+
+/* Every cluster of the file has one reference. @block is a cluster of scratch memory. */
+static void put_refcount_blocks(struct stream *s, const struct layout *l, void *block)
+{
+	uint32_t entries = (uint32_t)1 << l->rb_bits;
+	uint64_t left = l->total;
+
+	memset(block, 0, l->cluster_bytes);
+	for (uint32_t i = 0; i < entries; i++)
+		qcow2_refcount_set(block, i, l->refcount_order, 1);
+	for (; left >= entries; left -= entries)
+		stream_put(s, block, l->cluster_bytes);
+	if (!left)
+		return;
+	memset(block, 0, l->cluster_bytes);
+	for (uint32_t i = 0; i < left; i++)
+		qcow2_refcount_set(block, i, l->refcount_order, 1);
+	stream_put(s, block, l->cluster_bytes);
+}
+
+/* A table of @entries that points to one cluster after the other from host cluster @first on. */
+static void put_pointers(struct stream *s, const struct layout *l, uint64_t entries, uint64_t first)
+{
+	for (uint64_t i = 0; i < entries; i++)
+		put_be64(s, QCOW2_COPIED | qcow2_hcluster_to_host(first + i, l->cluster_bits));
+	stream_align(s, l->cluster_bytes);
+}
+
+static void put_tables(struct stream *s, const struct layout *l)
+{
+	uint64_t l2_first = 1 + l->rt + l->rb + l->l1;
+
+	if (l->prealloc) {
+		put_pointers(s, l, l->l1_entries, l2_first);
+		put_pointers(s, l, l->data, l2_first + l->l2);
+	} else {
+		stream_put(s, NULL, l->l1 << l->cluster_bits);
+	}
+}
+
+/* So that programs which do not know a feature can name it. */
+static size_t encode_feature_names(uint8_t *out)
+{
+	static const struct qcow2_disk_feature_name rows[] = {
+		{0, 0, "dirty bit"},	       {0, 1, "corrupt bit"},
+		{0, 2, "external data file"},  {0, 3, "compression type"},
+		{0, 4, "extended L2 entries"}, {1, 0, "lazy refcounts"},
+		{2, 0, "bitmaps"},	       {2, 1, "raw external data"},
+	};
+	struct qcow2_disk_extension ext = {
+		.type = be32_make(QCOW2_EXT_FEATURE_NAMES),
+		.len_bytes = be32_make(sizeof(rows)),
+	};
+
+	memcpy(out, &ext, sizeof(ext));
+	memcpy(out + sizeof(ext), rows, sizeof(rows));
+	return sizeof(ext) + sizeof(rows);
+}
+
+/* Everything is in the first sector. @out is zeroed and has a sector at least. */
+static void encode_header(uint8_t *out, const struct layout *l, const struct qcow2_create_options *o)
+{
+	struct qcow2_disk_header h = {
+		.magic = be32_make(QCOW2_MAGIC),
+		.version = be32_make(o->version),
+		.cluster_bits = be32_make(l->cluster_bits),
+		.size = be64_make(l->size_bytes),
+		.l1_size = be32_make((uint32_t)l->l1_entries),
+		.l1_table_offset = be64_make((1 + l->rt + l->rb) << l->cluster_bits),
+		.refcount_table_offset = be64_make((uint64_t)1 << l->cluster_bits),
+		.refcount_table_clusters = be32_make((uint32_t)l->rt),
+	};
+	size_t len = QCOW2_V2_HEADER_BYTES;
+
+	if (o->version >= 3) {
+		h.compatible_features = be64_make(o->lazy_refcounts ? QCOW2_COMPAT_LAZY_REFCOUNTS : 0);
+		h.refcount_order = be32_make(l->refcount_order);
+		h.header_length = be32_make(QCOW2_HEADER_BYTES);
+		len = QCOW2_HEADER_BYTES;
+		len += encode_feature_names(out + len);
+	}
+	assert(len + sizeof(struct qcow2_disk_extension) <= 512);
+	memcpy(out, &h, o->version >= 3 ? QCOW2_HEADER_BYTES : QCOW2_V2_HEADER_BYTES);
+}
+
+/* ---- the whole ---- */
+
+static int prepare(struct storage *st, const struct layout *l, uint8_t *head, struct error *err)
+{
+	uint64_t end = align_up(l->total << l->cluster_bits, max_of(st->block_bytes, 512u));
+	int ret;
+
+	if (!st->fixed_size) {
+		if (st->size_bytes)
+			return error_set(err, -EEXIST, "%s: is not empty", st->name);
+		ret = storage_truncate(st, end);
+		return ret ? error_set(err, ret, "%s: cannot extend the file to %" PRIu64 " bytes: %s",
+				       st->name, end, strerror(-ret))
+			   : 0;
+	}
+	if (st->size_bytes < end)
+		return error_set(err, -ENOSPC,
+				 "%s: has %" PRIu64 " bytes, less than the %" PRIu64 " that are needed",
+				 st->name, st->size_bytes, end);
+	memset(head, 0, HEAD_BYTES);
+	ret = storage_pwrite(st, 0, head, max_of(st->block_bytes, 512u));
+	if (!ret)
+		ret = storage_sync(st);
+	return ret ? error_set(err, ret, "%s: cannot write: %s", st->name, strerror(-ret)) : 0;
+}
+
+static int write_data(struct storage *st, const struct layout *l, enum qcow2_preallocation mode,
+		      uint8_t *zeros)
+{
+	uint64_t at = (l->total - l->data) << l->cluster_bits;
+	uint64_t end = l->total << l->cluster_bits;
+	uint64_t block = max_of(st->block_bytes, 512u);
+	int ret = 0;
+
+	/* Where clusters are smaller than blocks the stream's last block has zeroed the part before. */
+	at = align_up(at, block);
+	end = align_up(end, block);
+	if (at >= end)
+		return 0;
+	if (mode == QCOW2_PREALLOC_FALLOC || (mode == QCOW2_PREALLOC_METADATA && st->fixed_size))
+		return storage_zero(st, at, end - at);
+	if (mode != QCOW2_PREALLOC_FULL)
+		return 0;
+	memset(zeros, 0, STREAM_BYTES);
+	for (; !ret && at < end; at += STREAM_BYTES)
+		ret = storage_pwrite(st, at, zeros, min_of(STREAM_BYTES, end - at));
+	return ret;
+}
+
+static int write_image(struct storage *st, const struct layout *l,
+		       const struct qcow2_create_options *o, struct stream *s)
+{
+	void *block = malloc(l->cluster_bytes);
+	int ret;
+
+	if (!block)
+		return -ENOMEM;
+	stream_put(s, NULL, l->cluster_bytes); /* the header's place */
+	put_refcount_table(s, l);
+	put_refcount_blocks(s, l, block);
+	put_tables(s, l);
+	stream_flush(s);
+	free(block);
+	ret = s->ret;
+	if (!ret)
+		ret = write_data(st, l, o->preallocation, s->buf);
+	if (!ret)
+		ret = storage_sync(st);
+	if (ret)
+		return ret;
+	encode_header(s->head, l, o);
+	ret = storage_pwrite(st, 0, s->head, max_of(st->block_bytes, 512u));
+	return ret ? ret : storage_sync(st);
+}
+
+int qcow2_create(struct storage *st, const struct qcow2_create_options *opts, struct error *err)
+{
+	struct qcow2_create_options o = *opts;
+	struct stream s = {.st = st, .skip_zeros = !st->fixed_size};
+	struct layout l;
+	int ret;
+
+	assert(st->block_bytes <= HEAD_BYTES);
+	fill_defaults(&o);
+	ret = check_options(&o, err);
+	if (!ret)
+		ret = layout_init(&l, &o, err);
+	if (ret)
+		return ret;
+	s.buf = aligned_alloc(4096, STREAM_BYTES);
+	s.head = aligned_alloc(4096, HEAD_BYTES);
+	if (!s.buf || !s.head) {
+		ret = error_set(err, -ENOMEM, "%s: no memory", st->name);
+		goto out;
+	}
+	ret = prepare(st, &l, s.head, err);
+	if (ret)
+		goto out;
+	ret = write_image(st, &l, &o, &s);
+	if (ret)
+		error_set(err, ret, "%s: cannot write the image: %s", st->name, strerror(-ret));
+out:
+	free(s.buf);
+	free(s.head);
+	return ret;
+}

@@ -2,26 +2,30 @@
 # ublk-qcow2: `make help` lists the targets.
 #
 # Objects go to $(BUILD); a sanitizer or another compiler gets a folder of its own, so that switching
-# does not rebuild everything.
+# does not rebuild everything. Targets that need Debian packages install them first (packaging/
+# install-deps.sh) and then run make again, so that what pkg-config says is read afterwards.
 
-CC ?= gcc
 ifeq ($(origin CC),default)
 CC := gcc
 endif
 SAN ?=
 TSAN ?=
 VARIANT := $(if $(SAN),-san)$(if $(TSAN),-tsan)$(if $(filter clang%,$(notdir $(CC))),-clang)
-BUILD ?= build$(VARIANT:%=/%)
+BUILD ?= build$(VARIANT:-%=/%)
+
+PREFIX ?= /usr/local
+LIBDIR ?= $(PREFIX)/lib
+UNITDIR ?= $(PREFIX)/lib/systemd/system
 
 PKGS := liburing fuse3 jansson
 CPPFLAGS += -D_GNU_SOURCE -Isrc -Iinclude -I$(BUILD)/gen $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 CFLAGS += -std=gnu17 -O2 -g -fno-strict-aliasing -fno-omit-frame-pointer \
 	-Wall -Wextra -Werror -Wmissing-prototypes -Wstrict-prototypes -Wshadow -Wvla \
 	-Wno-unused-parameter -pthread
-ifdef SAN
+ifneq ($(SAN),)
 CFLAGS += -fsanitize=address,undefined -fno-sanitize-recover=all
 endif
-ifdef TSAN
+ifneq ($(TSAN),)
 CFLAGS += -fsanitize=thread
 endif
 LDLIBS += $(shell pkg-config --libs $(PKGS) 2>/dev/null) -pthread
@@ -33,7 +37,8 @@ MAIN_OBJ := $(BUILD)/src/cli/main.o
 LIB := $(BUILD)/libublk-qcow2.a
 
 .PHONY: all
-all: $(BUILD)/ublk-qcow2
+all: ## build the program, build/ublk-qcow2 (SAN=1: address and undefined sanitizers; TSAN=1; CC=clang)
+all: $(LIB) $(if $(wildcard src/cli/main.c),$(BUILD)/ublk-qcow2)
 
 $(BUILD)/ublk-qcow2: $(MAIN_OBJ) $(LIB)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
@@ -42,26 +47,95 @@ $(LIB): $(LIB_OBJS)
 	@rm -f $@
 	$(AR) rcs $@ $^
 
-$(BUILD)/%.o: %.c
+$(BUILD)/%.o: %.c | have-libraries
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
-$(BUILD)/%.o: %.S
+$(BUILD)/%.o: %.S | have-libraries
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
-# ---- unit tests: one program for each tests/unit/test_*.c ----
+.PHONY: have-libraries
+have-libraries:
+	@pkg-config --exists $(PKGS) || { \
+		echo "the libraries $(PKGS) or pkg-config are missing: run 'make deps'" >&2; exit 1; }
+
+# ---- tests ----
+# TEST_BINS: every program the tests need. tests/unit/test_*.c is one cmocka program each,
+# tests/tools/*.c a helper of the end-to-end tests each.
 UNIT_SRCS := $(wildcard tests/unit/test_*.c)
 UNIT_BINS := $(patsubst %.c,$(BUILD)/%,$(UNIT_SRCS))
+TOOL_BINS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/tools/*.c))
+TEST_BINS := $(UNIT_BINS) $(TOOL_BINS)
 
 $(UNIT_BINS): $(BUILD)/%: $(BUILD)/%.o $(LIB)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
 
+$(TOOL_BINS): $(BUILD)/%: $(BUILD)/%.o
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -pthread
+
+# T: a test (T=qcow2/040) or a group (T=qcow2); several are separated by spaces
+T ?=
+RUN_TESTS = BUILD=$(BUILD) tests/run
+
+.PHONY: test-programs
+test-programs: ## build the program and all test programs, run nothing
+test-programs: all $(TEST_BINS)
+
+.PHONY: test
+test: ## run the tests (T=qcow2/040 one, T=qcow2 a group); installs missing packages as root
+	@packaging/install-deps.sh build test
+	@+$(MAKE) --no-print-directory -j$$(nproc) test-programs
+	@$(RUN_TESTS) $(T)
+
+.PHONY: test-all
+test-all: ## as test, with the counts that need longer
+	@packaging/install-deps.sh build test
+	@+$(MAKE) --no-print-directory -j$$(nproc) test-programs
+	@$(RUN_TESTS) --all $(T)
+
 .PHONY: unit
+unit: ## build and run the unit tests alone
 unit: $(UNIT_BINS)
+	@$(RUN_TESTS) unit
+
+.PHONY: check-layers
+check-layers: ## fail if a file includes a header of a layer above its own
+	@tests/style/layers
+
+# ---- the rest ----
+.PHONY: demo
+demo: ## the main job in front of you, in under a minute; installs missing packages as root
+	@packaging/install-deps.sh build demo
+	@+$(MAKE) --no-print-directory -j$$(nproc) all
+	@BUILD=$(BUILD) tests/demo
+
+.PHONY: deps
+deps: ## install the Debian packages that are missing (not root: say which)
+	@packaging/install-deps.sh build demo test
+
+.PHONY: install
+install: ## install program, library, headers, manual pages and systemd units (DESTDIR, PREFIX)
+install: all
+	install -D -m 755 $(BUILD)/ublk-qcow2 $(DESTDIR)$(PREFIX)/sbin/ublk-qcow2
+	install -D -m 644 $(LIB) $(DESTDIR)$(LIBDIR)/libublk-qcow2.a
+	for header in $(wildcard include/*.h); do \
+		install -D -m 644 $$header $(DESTDIR)$(PREFIX)/include/ublk-qcow2/$${header#include/} || exit; done
+	for page in $(wildcard man/*.[1-8]); do \
+		install -D -m 644 $$page $(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page#man/} || exit; done
+	for unit in $(wildcard packaging/*.service packaging/*.socket); do \
+		install -D -m 644 $$unit $(DESTDIR)$(UNITDIR)/$${unit#packaging/} || exit; done
+
+.PHONY: format
+format: ## lay out the C sources by .clang-format
+	clang-format -i $$(git ls-files '*.c' '*.h')
 
 .PHONY: clean
-clean:
+clean: ## remove build/
 	rm -rf build
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -47,9 +47,24 @@ struct frontend_ops {
 	 * Takes the device away, letting I/O in flight finish, and frees @f. Afterwards every queue of
 	 * the target has been stopped. Bounded in time; on error the device may be left behind, @err
 	 * says so, and @f is freed all the same.
+	 *
+	 * -ETIMEDOUT, from here or from start: a request in the target does not end, so its queue's
+	 * thread could not be ended either. The target must not be closed then: the caller exits.
 	 */
 	int (*stop)(struct frontend *f, struct error *err);
 };
+
+/*
+ * The block device is part of how the kernel gets memory back (it writes dirty pages to it), so what
+ * serves it must not wait for memory to be got back. The process: no page of it is swapped out, where
+ * it may lock that much. The thread, and those it starts afterwards: its allocations in the kernel
+ * start no I/O. Both where the privileges suffice; a warning is logged once where they do not.
+ *
+ * The program calls frontend_protect_process() before it opens a target, so that the target's own
+ * threads inherit it; a front end calls both again.
+ */
+void frontend_protect_process(void);
+void frontend_protect_thread(void);
 
 extern const struct frontend_ops frontend_ublk;
 extern const struct frontend_ops frontend_fuse;

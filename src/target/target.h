@@ -7,6 +7,10 @@
  * there; submit() on that thread for each request; queue_stop() on that thread after the last
  * request completed and loop_run() returned (the target may run the loop again there, to finish its
  * background work); close() on the main thread when all queues have stopped.
+ *
+ * Queues are started one after the other from 0 up and stopped one after the other from the last
+ * down to 0, none while another is being started or stopped. A front end may start fewer than were
+ * announced. Request buffers are zeroed when a front end makes them and belong to one device.
  */
 #ifndef TARGET_TARGET_H
 #define TARGET_TARGET_H

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * ctrl.h: commands to /dev/ublk-control.
+ *
+ * Used on one thread, which waits for each command; every wait has a bound. Functions return 0 or
+ * -errno and say in @err what failed. -ETIMEDOUT: the driver did not answer; the command may still
+ * be under way in the kernel.
+ */
+#ifndef UBLK_CTRL_H
+#define UBLK_CTRL_H
+
+#include <sched.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/error.h"
+#include "ublk/uapi.h"
+
+struct ublk_ctrl;
+
+/* Opens the control device and asks it for its features; refuses a driver that is too old. */
+int ublk_ctrl_open(struct ublk_ctrl **out, struct error *err) must_check;
+void ublk_ctrl_close(struct ublk_ctrl *ctrl); /* accepts NULL */
+
+uint64_t ublk_ctrl_features(const struct ublk_ctrl *ctrl);
+
+/* @info says what is wanted and is overwritten with what was made. dev_id UINT32_MAX: any. */
+int ublk_ctrl_add(struct ublk_ctrl *ctrl, struct ublk_dev_info *info, struct error *err) must_check;
+/* Reads them back and fails if the driver dropped any. */
+int ublk_ctrl_set_params(struct ublk_ctrl *ctrl, uint32_t id, const struct ublk_params *params,
+			 struct error *err) must_check;
+/* The CPUs whose I/O comes in on @queue. */
+int ublk_ctrl_queue_affinity(struct ublk_ctrl *ctrl, uint32_t id, unsigned queue, cpu_set_t *set,
+			     struct error *err) must_check;
+/*
+ * Waits until every tag of every queue is fetched and the disk is there. Asks @given_up(@arg) now
+ * and then; when that says true, it stops waiting and returns -ECANCELED.
+ */
+int ublk_ctrl_start(struct ublk_ctrl *ctrl, uint32_t id, pid_t pid, bool (*given_up)(void *arg),
+		    void *arg, struct error *err) must_check;
+/* Lets I/O in flight finish, removes the disk, and ends every fetch. */
+int ublk_ctrl_stop(struct ublk_ctrl *ctrl, uint32_t id, struct error *err) must_check;
+/*
+ * Deletes the device, whose char device this process has closed by now. Where somebody still uses
+ * the disk, the number stays taken until he lets go; *@lingers then says so, without an error.
+ */
+int ublk_ctrl_del(struct ublk_ctrl *ctrl, uint32_t id, bool *lingers, struct error *err) must_check;
+/* -ENODEV if there is none. */
+int ublk_ctrl_info(struct ublk_ctrl *ctrl, uint32_t id, struct ublk_dev_info *info,
+		   struct error *err) must_check;
+
+/*
+ * Opens the char device of a device that was just added, or made ready for recovery. Its node comes
+ * late (udev), so this waits for it, within a bound. Returns the descriptor.
+ */
+int ublk_char_open(uint32_t id, struct error *err) must_check;
+
+#endif

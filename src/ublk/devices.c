@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * devices.c: see ublk.h.
+ *
+ * Whether a disk is in use is asked in two ways, because neither sees all. An exclusive open fails
+ * if the disk or a partition of it is mounted (in any mount namespace), is swap, or is held by
+ * another block driver (LVM, dm-crypt, RAID): that is the kernel's own and reliable. A plain
+ * open by a program (fio, qemu, dd) claims nothing and is only found by looking through the
+ * open files of all processes that this one may look into, which for root is all of its PID
+ * namespace. A use that begins right after the answer is seen by neither.
+ */
+#include "ublk/ublk.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include "ublk/ctrl.h"
+
+static const char *state_name(unsigned state)
+{
+	switch (state) {
+	case UBLK_STATE_DEAD:
+		return "dead";
+	case UBLK_STATE_LIVE:
+		return "live";
+	case UBLK_STATE_QUIESCED:
+		return "quiesced";
+	case UBLK_STATE_FAIL_IO:
+		return "fail-io";
+	default:
+		return "unknown";
+	}
+}
+
+/* The number in a name such as "ublkc12"; -1 if it is not one. */
+static long char_node_id(const char *name)
+{
+	char *end;
+	long id;
+
+	if (strncmp(name, "ublkc", 5) != 0 || !isdigit((unsigned char)name[5]))
+		return -1;
+	errno = 0;
+	id = strtol(name + 5, &end, 10);
+	return errno || *end || id > INT_MAX ? -1 : id;
+}
+
+static int compare_devices(const void *a, const void *b)
+{
+	const struct ublk_device *x = a, *y = b;
+
+	return x->id < y->id ? -1 : x->id > y->id;
+}
+
+static bool process_there(pid_t pid)
+{
+	return pid > 0 && (kill(pid, 0) == 0 || errno == EPERM);
+}
+
+int ublk_devices(struct ublk_device *devices, size_t max, struct error *err)
+{
+	struct ublk_ctrl *ctrl;
+	struct dirent *entry;
+	size_t nr = 0;
+	DIR *dir;
+	int ret = ublk_ctrl_open(&ctrl, err);
+
+	if (ret)
+		return ret;
+	dir = opendir("/dev");
+	if (!dir) {
+		ret = error_set(err, -errno, "cannot read /dev: %s", strerror(errno));
+		ublk_ctrl_close(ctrl);
+		return ret;
+	}
+	while ((entry = readdir(dir))) {
+		long id = char_node_id(entry->d_name);
+		struct ublk_dev_info info;
+
+		/* one that is gone by now, or whose node is somebody's left-over, is none */
+		if (id < 0 || ublk_ctrl_info(ctrl, (uint32_t)id, &info, NULL))
+			continue;
+		if (nr++ >= max)
+			continue;
+		devices[nr - 1] = (struct ublk_device){
+			.id = (unsigned)id,
+			.queues = info.nr_hw_queues,
+			.depth = info.queue_depth,
+			.server_pid = info.ublksrv_pid,
+			.state = state_name(info.state),
+			.served = info.state == UBLK_STATE_LIVE && process_there(info.ublksrv_pid),
+		};
+	}
+	closedir(dir);
+	ublk_ctrl_close(ctrl);
+	qsort(devices, nr < max ? nr : max, sizeof(*devices), compare_devices);
+	return (int)nr;
+}
+
+int ublk_device_delete(unsigned id, bool *lingers, struct error *err)
+{
+	struct ublk_dev_info info;
+	struct ublk_ctrl *ctrl;
+	int ret = ublk_ctrl_open(&ctrl, err);
+
+	*lingers = false;
+	if (ret)
+		return ret;
+	ret = ublk_ctrl_info(ctrl, id, &info, err);
+	if (!ret)
+		ret = ublk_ctrl_stop(ctrl, id, err);
+	if (!ret)
+		ret = ublk_ctrl_del(ctrl, id, lingers, err);
+	ublk_ctrl_close(ctrl);
+	return ret;
+}
+
+/* ---- in use? ---- */
+
+/* Whether @rdev is the disk @disk or one of its partitions, as the directory in sysfs tells. */
+static bool part_of(dev_t rdev, dev_t disk)
+{
+	char link[64], target[PATH_MAX];
+	char disk_link[64], disk_target[PATH_MAX];
+	ssize_t len, disk_len;
+
+	if (rdev == disk)
+		return true;
+	snprintf(link, sizeof(link), "/sys/dev/block/%u:%u", major(rdev), minor(rdev));
+	snprintf(disk_link, sizeof(disk_link), "/sys/dev/block/%u:%u", major(disk), minor(disk));
+	len = readlink(link, target, sizeof(target) - 1);
+	disk_len = readlink(disk_link, disk_target, sizeof(disk_target) - 1);
+	return len > 0 && disk_len > 0 && len > disk_len && target[disk_len] == '/' &&
+	       memcmp(target, disk_target, (size_t)disk_len) == 0;
+}
+
+static bool process_has_open(const char *pid, dev_t disk)
+{
+	char path[300], link[64];
+	struct dirent *entry;
+	bool found = false;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/proc/%s/fd", pid);
+	dir = opendir(path);
+	if (!dir)
+		return false;
+	while (!found && (entry = readdir(dir))) {
+		struct stat st;
+
+		/* only what looks like a device: asking a dead network file system could hang */
+		if (readlinkat(dirfd(dir), entry->d_name, link, sizeof(link)) < 6 ||
+		    memcmp(link, "/dev/", 5) != 0)
+			continue;
+		if (fstatat(dirfd(dir), entry->d_name, &st, 0) == 0 && S_ISBLK(st.st_mode))
+			found = part_of(st.st_rdev, disk);
+	}
+	closedir(dir);
+	return found;
+}
+
+static bool anybody_has_open(dev_t disk)
+{
+	DIR *dir = opendir("/proc");
+	struct dirent *entry;
+	bool found = false;
+
+	if (!dir)
+		return false;
+	while (!found && (entry = readdir(dir)))
+		if (isdigit((unsigned char)entry->d_name[0]))
+			found = process_has_open(entry->d_name, disk);
+	closedir(dir);
+	return found;
+}
+
+int ublk_block_busy(const char *path)
+{
+	struct stat st;
+	int fd;
+
+	if (stat(path, &st))
+		return -errno;
+	if (!S_ISBLK(st.st_mode))
+		return -ENOTBLK;
+	fd = open(path, O_RDONLY | O_EXCL | O_NONBLOCK | O_CLOEXEC);
+	if (fd < 0)
+		return errno == EBUSY ? 1 : -errno;
+	close(fd);
+	return anybody_has_open(st.st_rdev);
+}

@@ -1,0 +1,325 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * frontend.c: a target as /dev/ublkbN (see target/frontend.h).
+ *
+ * Starting: add the device, set its parameters, open its char device, start the queues one after
+ * the other, START_DEV, wait for the block device's node.
+ *
+ * Ending, in the order that neither hangs nor loses anything: STOP_DEV while the queues serve, so
+ * that I/O in flight and what is in the page cache of the device's openers gets done; the queues
+ * from the last to the first, each of which stops the target's queue, ends its ring and unmaps its
+ * memory; close the char device; delete. A half-built device is taken down by the same function.
+ *
+ * If STOP_DEV does not come back in time (the partition scan of START_DEV or the disk's last I/O
+ * hangs in the target), the queues are ended all the same where they can be: their rings going away
+ * makes the driver fail what it still waits for. A queue that cannot be ended keeps its thread, and
+ * the char device stays open until the process ends; stop() then returns -ETIMEDOUT and the target
+ * must be left alone (see struct frontend_ops).
+ *
+ * User recovery will start in device_serve(): the device is there, in state QUIESCED, and instead
+ * of START_DEV the last step is END_USER_RECOVERY.
+ */
+#include "target/frontend.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/math.h"
+#include "ublk/ctrl.h"
+#include "ublk/queue.h"
+#include "ublk/request.h"
+#include "ublk/ublk.h"
+
+#define NODE_MS 10000
+
+struct frontend {
+	struct target *target;
+	struct ublk_ctrl *ctrl;
+	struct ublk_dev_info info; /* as the driver made it */
+	bool added;
+	int char_fd;
+	int gone_fd;
+	struct ublk_queue **queues;
+	unsigned nr_queues; /* started */
+	bool stuck;	    /* a queue could not be ended */
+	char device[32];
+};
+
+static const struct ublk_data_path *path_choose(uint64_t features)
+{
+	return &ublk_path_copy;
+}
+
+/* The stride of I/O descriptors in the char device's mapping. */
+static size_t desc_bytes(const struct ublk_dev_info *info)
+{
+	if (info->flags & UBLK_F_IO_DESC_SIZE)
+		return info->io_desc_size;
+	return sizeof(struct ublk_io_desc);
+}
+
+static int device_add(struct frontend *f, const struct frontend_options *opts,
+		      const struct ublk_data_path *path, uint32_t buf_bytes, struct error *err)
+{
+	uint64_t flags = UBLK_F_CMD_IOCTL_ENCODE | path->dev_flags;
+	int ret;
+
+	f->info = (struct ublk_dev_info){
+		.nr_hw_queues = (uint16_t)opts->queues,
+		.queue_depth = (uint16_t)opts->depth,
+		.max_io_buf_bytes = buf_bytes,
+		.dev_id = opts->id < 0 ? UINT32_MAX : (uint32_t)opts->id,
+		.ublksrv_pid = getpid(),
+		.flags = flags,
+	};
+	ret = ublk_ctrl_add(f->ctrl, &f->info, err);
+	if (ret)
+		return ret;
+	f->added = true;
+	snprintf(f->device, sizeof(f->device), "/dev/ublkb%u", f->info.dev_id);
+	if ((f->info.flags & flags) != flags)
+		return error_set(
+			err, -EPROTO, "the ublk driver refused device flags (%#llx of %#llx)",
+			(unsigned long long)(f->info.flags & flags), (unsigned long long)flags);
+	if (f->info.queue_depth != opts->depth || f->info.max_io_buf_bytes != buf_bytes ||
+	    !f->info.nr_hw_queues || f->info.nr_hw_queues > opts->queues)
+		return error_set(err, -EPROTO,
+				 "the ublk driver made another device than it was asked for");
+	if (desc_bytes(&f->info) < sizeof(struct ublk_io_desc))
+		return error_set(err, -EPROTO, "the ublk driver's descriptors have %zu bytes",
+				 desc_bytes(&f->info));
+	if (f->info.nr_hw_queues < opts->queues)
+		log_info("%s: %u queues, as there are no more CPUs", f->device,
+			 f->info.nr_hw_queues);
+	return 0;
+}
+
+static int queues_start(struct frontend *f, const struct ublk_data_path *path, struct error *err)
+{
+	f->queues = calloc(f->info.nr_hw_queues, sizeof(*f->queues));
+	if (!f->queues)
+		return error_set(err, -ENOMEM, "out of memory");
+	for (unsigned i = 0; i < f->info.nr_hw_queues; i++) {
+		cpu_set_t cpus;
+		struct ublk_queue_config config = {
+			.dev_id = f->info.dev_id,
+			.queue = i,
+			.depth = f->info.queue_depth,
+			.char_fd = f->char_fd,
+			.desc_bytes = desc_bytes(&f->info),
+			.buf_bytes = f->info.max_io_buf_bytes,
+			.target = f->target,
+			.path = path,
+			.cpus = &cpus,
+			.gone_fd = f->gone_fd,
+		};
+		int ret;
+
+		CPU_ZERO(&cpus);
+		ret = ublk_ctrl_queue_affinity(f->ctrl, f->info.dev_id, i, &cpus, err);
+		if (ret)
+			return ret;
+		if (!CPU_COUNT(&cpus)) /* a queue that no CPU submits to */
+			config.cpus = NULL;
+		ret = ublk_queue_start(&f->queues[i], &config, err);
+		if (ret == -ETIMEDOUT)
+			f->stuck = true;
+		if (ret)
+			return ret;
+		f->nr_queues++;
+	}
+	return 0;
+}
+
+static bool any_queue_over(void *arg)
+{
+	struct frontend *f = arg;
+
+	for (unsigned i = 0; i < f->nr_queues; i++)
+		if (ublk_queue_over(f->queues[i]))
+			return true;
+	return false;
+}
+
+static int block_node_wait(struct frontend *f, struct error *err)
+{
+	struct timespec pause = {.tv_nsec = 2000000};
+	struct stat st;
+
+	for (unsigned waited_ms = 0;; waited_ms += 2) {
+		if (stat(f->device, &st) == 0 && S_ISBLK(st.st_mode))
+			return 0;
+		if (waited_ms >= NODE_MS)
+			return error_set(
+				err, -ENOENT,
+				"the device node %s did not appear in %u s (no udev or devtmpfs?)",
+				f->device, NODE_MS / 1000);
+		nanosleep(&pause, NULL);
+	}
+}
+
+/* From a device that was added to one that serves I/O. */
+static int device_serve(struct frontend *f, const struct ublk_data_path *path, struct error *err)
+{
+	int ret;
+
+	f->char_fd = ublk_char_open(f->info.dev_id, err);
+	if (f->char_fd < 0)
+		return f->char_fd;
+	ret = queues_start(f, path, err);
+	if (ret)
+		return ret;
+	ret = ublk_ctrl_start(f->ctrl, f->info.dev_id, getpid(), any_queue_over, f, err);
+	if (ret)
+		return ret;
+	return block_node_wait(f, err);
+}
+
+/* Takes down whatever there is, and frees it. Returns the first error. */
+static int frontend_destroy(struct frontend *f, struct error *err)
+{
+	bool lingers = false;
+	int first = 0, ret;
+
+	if (!f)
+		return 0;
+	for (unsigned i = 0; i < f->nr_queues; i++)
+		ublk_queue_expect_end(f->queues[i]);
+	if (f->added && f->nr_queues) {
+		first = ublk_ctrl_stop(f->ctrl, f->info.dev_id, err);
+		if (first == -ENODEV) /* deleted from outside */
+			first = 0;
+	}
+	for (unsigned i = f->nr_queues; i-- > 0;) {
+		ret = ublk_queue_stop(f->queues[i], err);
+		if (ret == -ETIMEDOUT)
+			f->stuck = true;
+		if (ret && !first)
+			first = ret;
+	}
+	if (f->stuck) {
+		/* threads still use all this; the end of the process is the end of it */
+		log_err("%s: left behind; it goes away with this process", f->device);
+		return -ETIMEDOUT;
+	}
+	if (f->char_fd >= 0)
+		close(f->char_fd);
+	if (f->added) {
+		ret = ublk_ctrl_del(f->ctrl, f->info.dev_id, &lingers, err);
+		if (ret && !first)
+			first = ret;
+		if (lingers)
+			log_info("%s: still open somewhere; its number is taken until it is closed",
+				 f->device);
+	}
+	if (f->gone_fd >= 0)
+		close(f->gone_fd);
+	ublk_ctrl_close(f->ctrl);
+	free(f->queues);
+	free(f);
+	return first;
+}
+
+static int options_check(const struct target *t, const struct frontend_options *opts,
+			 struct error *err)
+{
+	assert(opts->queues >= 1 && opts->queues <= t->limits.max_queues);
+	if (opts->queues > UBLK_MAX_QUEUES)
+		return error_set(err, -EINVAL, "at most %u queues are possible", UBLK_MAX_QUEUES);
+	if (opts->depth < 1 || opts->depth > UBLK_MAX_DEPTH)
+		return error_set(err, -EINVAL, "the depth is between 1 and %u", UBLK_MAX_DEPTH);
+	return 0;
+}
+
+static int ublk_start(struct frontend **out, struct target *t, const struct frontend_options *opts,
+		      struct error *err)
+{
+	uint32_t buf_bytes = ublk_buf_bytes(opts->queues, opts->depth, &t->limits);
+	const struct ublk_data_path *path;
+	struct ublk_params params;
+	struct frontend *f;
+	int ret;
+
+	ret = options_check(t, opts, err);
+	if (!ret)
+		ret = ublk_params_build(&params, &t->limits, buf_bytes, err);
+	if (ret)
+		return ret;
+	f = calloc(1, sizeof(*f));
+	if (!f)
+		return error_set(err, -ENOMEM, "out of memory");
+	f->target = t;
+	f->char_fd = -1;
+	f->gone_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (f->gone_fd < 0) {
+		ret = error_set(err, -errno, "eventfd: %s", strerror(errno));
+		goto fail;
+	}
+	frontend_protect_process();
+	ret = ublk_ctrl_open(&f->ctrl, err);
+	if (ret)
+		goto fail;
+	path = path_choose(ublk_ctrl_features(f->ctrl));
+	ret = device_add(f, opts, path, buf_bytes, err);
+	if (!ret)
+		ret = ublk_ctrl_set_params(f->ctrl, f->info.dev_id, &params, err);
+	if (!ret)
+		ret = device_serve(f, path, err);
+	if (ret)
+		goto fail;
+	*out = f;
+	return 0;
+fail:
+	if (frontend_destroy(f, NULL) == -ETIMEDOUT)
+		ret = -ETIMEDOUT;
+	return ret;
+}
+
+static int ublk_probe(struct error *err)
+{
+	struct ublk_ctrl *ctrl;
+	int ret = ublk_ctrl_open(&ctrl, err);
+
+	if (!ret)
+		ublk_ctrl_close(ctrl);
+	return ret;
+}
+
+static int ublk_id(const struct frontend *f)
+{
+	return (int)f->info.dev_id;
+}
+
+static const char *ublk_device(const struct frontend *f)
+{
+	return f->device;
+}
+
+static int ublk_gone_fd(const struct frontend *f)
+{
+	return f->gone_fd;
+}
+
+static int ublk_busy(const struct frontend *f)
+{
+	return ublk_block_busy(f->device);
+}
+
+const struct frontend_ops frontend_ublk = {
+	.name = "ublk",
+	.probe = ublk_probe,
+	.start = ublk_start,
+	.id = ublk_id,
+	.device = ublk_device,
+	.gone_fd = ublk_gone_fd,
+	.busy = ublk_busy,
+	.stop = frontend_destroy,
+};

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * request.h: between the driver's terms and ours: parameters of a device, descriptors of a request.
+ * Nothing here does I/O.
+ */
+#ifndef UBLK_REQUEST_H
+#define UBLK_REQUEST_H
+
+#include "base/blk.h"
+#include "base/error.h"
+#include "target/target.h"
+#include "ublk/uapi.h"
+
+#define UBLK_SECTOR_SHIFT 9
+
+/* The parameters of a device of these limits whose requests carry at most @buf_bytes. */
+int ublk_params_build(struct ublk_params *params, const struct target_limits *limits,
+		      uint32_t buf_bytes, struct error *err) must_check;
+
+/* Whether what the driver kept is what it was given; says what is not. */
+int ublk_params_check(const struct ublk_params *want, const struct ublk_params *got,
+		      struct error *err) must_check;
+
+/* How large one request's buffer is made, so that all of them stay under a bound. */
+uint32_t ublk_buf_bytes(unsigned queues, unsigned depth, const struct target_limits *limits);
+
+/*
+ * Fills in everything of @req but its buffer. -EOPNOTSUPP or -EINVAL for what a device of these
+ * limits should never have been sent.
+ */
+int ublk_request_decode(struct blk_request *req, const struct ublk_io_desc *desc,
+			const struct target_limits *limits, uint32_t buf_bytes) must_check;
+
+/* What to commit for a request that ended with @ret. */
+int32_t ublk_request_result(const struct blk_request *req, int ret);
+
+/* The descriptors of one queue in the char device: their size, and where the mapping begins. */
+size_t ublk_desc_map_bytes(unsigned depth, size_t desc_bytes);
+uint64_t ublk_desc_map_offset(unsigned queue, size_t desc_bytes);
+
+#endif

@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * ublk.h: ublk devices from outside: those of other processes, and those that nobody serves any
+ * more.
+ */
+#ifndef UBLK_UBLK_H
+#define UBLK_UBLK_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/error.h"
+
+struct ublk_device {
+	unsigned id;
+	unsigned queues, depth;
+	pid_t server_pid;  /* <= 0: none */
+	const char *state; /* "dead", "live", "quiesced", "fail-io" */
+	bool served;	   /* live, and its server's process is there */
+};
+
+/*
+ * Every ublk device of this host, whoever made it, in order of their numbers. Returns how many
+ * there are, of which the first @max were written, or -errno.
+ */
+int ublk_devices(struct ublk_device *devices, size_t max, struct error *err) must_check;
+
+/*
+ * Removes a device, whoever made it. A server that still runs finishes its I/O first and learns
+ * that the device is gone. *@lingers: somebody has the disk open; the number is free when he lets
+ * go.
+ */
+int ublk_device_delete(unsigned id, bool *lingers, struct error *err) must_check;
+
+/* Whether somebody uses the block device @path; see struct frontend_ops, busy. */
+int ublk_block_busy(const char *path);
+
+#endif

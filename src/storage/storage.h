@@ -60,6 +60,7 @@ struct storage_io {
 	/* the backend's */
 	struct {
 		struct storage *storage;
+		void *attached;
 		struct loop_op op;
 		struct loop *loop;
 		struct list list;

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * error.c: writes the message that a user will read; see error.h.
+ */
+#include "base/error.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <string.h>
+
+int error_set(struct error *err, int ret, const char *fmt, ...)
+{
+	va_list ap;
+
+	assert(ret < 0);
+	if (!err || err->text[0])
+		return ret;
+	va_start(ap, fmt);
+	if (vsnprintf(err->text, sizeof(err->text), fmt, ap) < 0)
+		err->text[0] = '\0';
+	va_end(ap);
+	for (char *p = err->text; *p; p++) {
+		unsigned char c = (unsigned char)*p;
+
+		if (c < 0x20 || c == 0x7f)
+			*p = '?';
+	}
+	return ret;
+}
+
+const char *error_text(const struct error *err, int ret)
+{
+	const char *text;
+
+	if (err && err->text[0])
+		return err->text;
+	text = strerrordesc_np(-ret);
+	return text ? text : "unknown error";
+}

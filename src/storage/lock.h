@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * lock.h: QEMU's image locks on a file descriptor; private to src/storage.
+ */
+#ifndef STORAGE_LOCK_H
+#define STORAGE_LOCK_H
+
+#include <stdbool.h>
+
+#include "base/error.h"
+
+/* What one open file description holds; zero: nothing. */
+struct image_lock {
+	unsigned perms;	   /* in use: byte 100 + i for bit i */
+	unsigned unshared; /* not let to others: byte 200 + i for bit i */
+	bool unsupported;  /* the file system has no such locks; was said once */
+};
+
+/*
+ * Takes @perms and denies others what is not in @shared, in place of what @lock held. On conflict
+ * -EAGAIN, and @lock holds what it held before.
+ */
+int image_lock_set(struct image_lock *lock, int fd, const char *name, unsigned perms, unsigned shared,
+		   struct error *err) must_check;
+void image_lock_drop(struct image_lock *lock, int fd);
+
+#endif

@@ -5,6 +5,7 @@
 # does not rebuild everything. Targets that need Debian packages install them first (packaging/
 # install-deps.sh) and then run make again, so that what pkg-config says is read afterwards.
 
+comma := ,
 ifeq ($(origin CC),default)
 CC := gcc
 endif
@@ -73,6 +74,15 @@ $(UNIT_BINS): $(BUILD)/%: $(BUILD)/%.o $(LIB)
 
 $(TOOL_BINS): $(BUILD)/%: $(BUILD)/%.o
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -pthread
+
+# ---- the simulation: see tests/sim/ and docs/crash-safety.md ----
+SIM_DISK_OBJS := $(patsubst %,$(BUILD)/tests/sim/%.o,util memfault simdisk simview crash)
+SIM_LDFLAGS := $(patsubst %,-Wl$(comma)--wrap=%,malloc calloc realloc posix_memalign aligned_alloc mmap)
+
+$(BUILD)/tests/sim/test_simdisk: $(BUILD)/tests/sim/test_simdisk.o $(SIM_DISK_OBJS) $(LIB)
+	$(CC) $(CFLAGS) $(LDFLAGS) $(SIM_LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
+
+TEST_BINS += $(BUILD)/tests/sim/test_simdisk
 
 # T: a test (T=qcow2/040) or a group (T=qcow2); several are separated by spaces
 T ?=

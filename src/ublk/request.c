@@ -70,7 +70,9 @@ int ublk_params_build(struct ublk_params *p, const struct target_limits *l, uint
 			 (l->volatile_cache && l->fua ? UBLK_ATTR_FUA : 0),
 		.logical_bs_shift = log2_of(l->logical_block_bytes),
 		.physical_bs_shift = log2_of(l->physical_block_bytes),
-		.io_opt_shift = l->io_opt_bytes ? log2_of(l->io_opt_bytes) : 0,
+		/* zero is no way to say "none": some drivers take it for one byte */
+		.io_opt_shift =
+			log2_of(l->io_opt_bytes ? l->io_opt_bytes : l->physical_block_bytes),
 		.io_min_shift = log2_of(max_of(l->io_min_bytes, l->logical_block_bytes)),
 		.max_sectors = buf_bytes >> UBLK_SECTOR_SHIFT,
 		.dev_sectors = l->size_bytes >> UBLK_SECTOR_SHIFT,

@@ -139,7 +139,7 @@ int ublk_request_decode(struct blk_request *req, const struct ublk_io_desc *desc
 	unsigned op = desc->op_flags & 0xff;
 	uint64_t most = UINT64_MAX;
 
-	if (desc->start_sector > UINT64_MAX >> UBLK_SECTOR_SHIFT)
+	if (op != UBLK_IO_FLUSH && desc->start_sector > UINT64_MAX >> UBLK_SECTOR_SHIFT)
 		return -EINVAL;
 	req->flags = 0;
 	req->offset_bytes = desc->start_sector << UBLK_SECTOR_SHIFT;
@@ -156,7 +156,7 @@ int ublk_request_decode(struct blk_request *req, const struct ublk_io_desc *desc
 		most = buf_bytes;
 		break;
 	case UBLK_IO_FLUSH:
-		/* the block layer leaves a position in it that means nothing */
+		/* the block layer leaves a position in it that means nothing, such as -1 */
 		req->op = BLK_FLUSH;
 		req->offset_bytes = 0;
 		req->len_bytes = 0;

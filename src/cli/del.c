@@ -202,9 +202,11 @@ static int one_del(const char *text, const struct entry_list *list, struct state
 	wanted_init(&wanted, text);
 	ret = wanted_find(&wanted, list, &e, &err);
 	free(wanted.path);
-	if (!ret)
-		ret = entry_del(e, dir, force, &err);
-	return ret ? cli_fail(text, &err, ret) : CLI_OK;
+	if (ret)
+		return cli_fail(text, &err, ret);
+	ret = entry_del(e, dir, force, &err);
+	/* A bare number says little in a message. */
+	return ret ? cli_fail(wanted.id >= 0 && e->device[0] ? e->device : text, &err, ret) : CLI_OK;
 }
 
 static int run(const struct cli_command *cmd, int argc, char **argv)

@@ -5,6 +5,7 @@
 # does not rebuild everything. Targets that need Debian packages install them first (packaging/
 # install-deps.sh) and then run make again, so that what pkg-config says is read afterwards.
 
+comma := ,
 ifeq ($(origin CC),default)
 CC := gcc
 endif
@@ -36,9 +37,11 @@ LIB_OBJS := $(patsubst %,$(BUILD)/%.o,$(basename $(LIB_SRCS)))
 MAIN_OBJ := $(BUILD)/src/cli/main.o
 LIB := $(BUILD)/libublk-qcow2.a
 
+EXAMPLES := $(patsubst %.c,$(BUILD)/%,$(wildcard examples/*.c))
+
 .PHONY: all
 all: ## build the program, build/ublk-qcow2 (SAN=1: address and undefined sanitizers; TSAN=1; CC=clang)
-all: $(LIB) $(if $(wildcard src/cli/main.c),$(BUILD)/ublk-qcow2)
+all: $(LIB) $(EXAMPLES) $(if $(wildcard src/cli/main.c),$(BUILD)/ublk-qcow2)
 
 $(BUILD)/ublk-qcow2: $(MAIN_OBJ) $(LIB)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
@@ -60,6 +63,19 @@ have-libraries:
 	@pkg-config --exists $(PKGS) || { \
 		echo "the libraries $(PKGS) or pkg-config are missing: run 'make deps'" >&2; exit 1; }
 
+# ---- the ublk library and its example, which sees the public header alone ----
+UBLKDEV_OBJS := $(filter $(BUILD)/src/base/% $(BUILD)/src/ring/% $(BUILD)/src/ublk/% \
+	$(BUILD)/src/target/frontend.o,$(LIB_OBJS))
+UBLKDEV := $(BUILD)/libublkdev.a
+
+$(UBLKDEV): $(UBLKDEV_OBJS)
+	@rm -f $@
+	$(AR) rcs $@ $^
+
+$(EXAMPLES): $(BUILD)/%: %.c include/ublkdev.h $(UBLKDEV)
+	@mkdir -p $(@D)
+	$(CC) -Iinclude $(CFLAGS) $(LDFLAGS) -o $@ $< $(UBLKDEV) $(shell pkg-config --libs liburing) -pthread
+
 # ---- tests ----
 # TEST_BINS: every program the tests need. tests/unit/test_*.c is one cmocka program each,
 # tests/tools/*.c a helper of the end-to-end tests each.
@@ -71,8 +87,17 @@ TEST_BINS := $(UNIT_BINS) $(TOOL_BINS)
 $(UNIT_BINS): $(BUILD)/%: $(BUILD)/%.o $(LIB)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
 
-$(TOOL_BINS): $(BUILD)/%: $(BUILD)/%.o
-	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -pthread
+$(TOOL_BINS): $(BUILD)/%: $(BUILD)/%.o $(LIB)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+# ---- the simulation: see tests/sim/ and docs/crash-safety.md ----
+SIM_DISK_OBJS := $(patsubst %,$(BUILD)/tests/sim/%.o,util memfault simdisk simview crash)
+SIM_LDFLAGS := $(patsubst %,-Wl$(comma)--wrap=%,malloc calloc realloc posix_memalign aligned_alloc mmap)
+
+$(BUILD)/tests/sim/test_simdisk: $(BUILD)/tests/sim/test_simdisk.o $(SIM_DISK_OBJS) $(LIB)
+	$(CC) $(CFLAGS) $(LDFLAGS) $(SIM_LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
+
+TEST_BINS += $(BUILD)/tests/sim/test_simdisk
 
 # T: a test (T=qcow2/040) or a group (T=qcow2); several are separated by spaces
 T ?=
@@ -119,6 +144,7 @@ install: ## install program, library, headers, manual pages and systemd units (D
 install: all
 	install -D -m 755 $(BUILD)/ublk-qcow2 $(DESTDIR)$(PREFIX)/sbin/ublk-qcow2
 	install -D -m 644 $(LIB) $(DESTDIR)$(LIBDIR)/libublk-qcow2.a
+	install -D -m 644 $(UBLKDEV) $(DESTDIR)$(LIBDIR)/libublkdev.a
 	for header in $(wildcard include/*.h); do \
 		install -D -m 644 $$header $(DESTDIR)$(PREFIX)/include/ublk-qcow2/$${header#include/} || exit; done
 	for page in $(wildcard man/*.[1-8]); do \

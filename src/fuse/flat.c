@@ -3,21 +3,21 @@
  * flat.c: any byte range of a target.
  *
  * Two ways. The straight way: reads (widened to whole blocks, the caller is told where its bytes
- * are), flushes, and writes of whole blocks are one request to the target each, all in flight at the
- * same time. The slow way: writes that begin or end inside a block (read the block, change it, write
- * it back), and ranges of zeros, which may have such edges and may be longer than the target takes
- * at once. One coroutine works the slow ones off, one after the other, in the order they came. It is
- * started when there is work and ends when there is none. The programs that are served here for speed
- * (the loop device, a virtual machine) never come this way but to discard, and the kernel
- * sends only one of those at a time.
+ * are), flushes, and writes of whole blocks are one request to the target each, all in flight at
+ * the same time. The slow way: writes that begin or end inside a block (read the block, change it,
+ * write it back), and ranges of zeros, which may have such edges and may be longer than the target
+ * takes at once. One coroutine works the slow ones off, one after the other, in the order they
+ * came. It is started when there is work and ends when there is none. The programs that are served
+ * here for speed (the loop device, a virtual machine) never come this way but to discard, and the
+ * kernel sends only one of those at a time.
  *
  * Invariants:
- *  1. While a slow request is at the head of the list and past its wait, no straight write to any of
- *     its blocks is in flight: the wait is for those that were earlier, and later ones that overlap
+ *  1. While a slow request is at the head of the list and past its wait, no straight write to any
+ * of its blocks is in flight: the wait is for those that were earlier, and later ones that overlap
  *     any slow request, waiting or working, join the slow list. So what is read of a block, changed
  *     and written back is never older than a neighbour's write that was acknowledged.
- *  2. A request in the slow way uses the one blk_request of the flat, not its own; the target never has
- *     more than `depth` requests.
+ *  2. A request in the slow way uses the one blk_request of the flat, not its own; the target never
+ * has more than `depth` requests.
  *  3. Reads exclude nothing. One that overlaps a write in flight may see either, as on any disk.
  */
 #include "fuse/flat.h"
@@ -56,7 +56,8 @@ int flat_create(struct flat **out, struct target *t, unsigned depth, uint32_t pa
 
 	assert(depth > 0 && payload_max > 0 && is_aligned(payload_max, FLAT_BLOCK_MAX));
 	if (t->limits.logical_block_bytes > FLAT_BLOCK_MAX)
-		return error_set(err, -EINVAL, "logical blocks of %u bytes cannot be served through FUSE",
+		return error_set(err, -EINVAL,
+				 "logical blocks of %u bytes cannot be served through FUSE",
 				 t->limits.logical_block_bytes);
 	flat = calloc(1, sizeof(*flat));
 	if (!flat)
@@ -126,7 +127,7 @@ static bool overlaps_any(const struct list *head, const struct flat_io *io)
 {
 	const struct flat_io *other;
 
-	list_for_each_entry(other, head, list) {
+	list_for_each_entry (other, head, list) {
 		if (other != io && blocks_start(other) < blocks_end(io) &&
 		    blocks_start(io) < blocks_end(other))
 			return true;
@@ -188,7 +189,8 @@ static void write_submit(struct flat *flat, struct flat_io *io)
 	uint32_t flags = io->durable && flat->target->limits.fua ? BLK_FUA : 0;
 
 	list_add_tail(&flat->writing, &io->list);
-	straight_submit(io, BLK_WRITE, flags, blocks_start(io), blocks_end(io), straight_write_done);
+	straight_submit(io, BLK_WRITE, flags, blocks_start(io), blocks_end(io),
+			straight_write_done);
 }
 
 /* ---- the slow way ---- */

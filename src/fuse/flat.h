@@ -2,9 +2,9 @@
 /*
  * flat.h: a target as a flat file, of which any byte range may be read and written.
  *
- * Targets take whole logical blocks only (base/blk.h); whoever opens a file expects bytes. What lies
- * on block boundaries goes straight to the target, from and to the caller's memory. The rest is made
- * of whole blocks here.
+ * Targets take whole logical blocks only (base/blk.h); whoever opens a file expects bytes. What
+ * lies on block boundaries goes straight to the target, from and to the caller's memory. The rest
+ * is made of whole blocks here.
  *
  * One thread: that of the target's queue 0.
  */

@@ -9,18 +9,19 @@
  * ID is the loop device's number; without one, the smallest that is free in RUN_DIR. There is one
  * queue: the kernel has one list of requests for a FUSE connection.
  *
- * Threads. The main thread does what asks the kernel to look at the file: mount, open, LOOP_CONFIGURE
- * (which reads the partition table), detach. The queue thread answers and must never wait for
- * any of that, or nobody would answer.
+ * Threads. The main thread does what asks the kernel to look at the file: mount, open,
+ *LOOP_CONFIGURE (which reads the partition table), detach. The queue thread answers and must never
+ *wait for any of that, or nobody would answer.
  *
- * Starting: session, number, mount, queue thread, loop device. Ending, the reverse: the loop device is
- * detached while the thread serves, so that its page cache gets written; the mount is detached,
- * so that nobody opens the file any more; when its last user closes it the connection ends, and with it
- * the thread, which stops the target's queue. Users who do not close are cut off after a while, when
- * their requests in hand have completed. A half-built device is taken down by the same function.
+ * Starting: session, number, mount, queue thread, loop device. Ending, the reverse: the loop device
+ *is detached while the thread serves, so that its page cache gets written; the mount is detached,
+ * so that nobody opens the file any more; when its last user closes it the connection ends, and
+ *with it the thread, which stops the target's queue. Users who do not close are cut off after a
+ *while, when their requests in hand have completed. A half-built device is taken down by the same
+ *function.
  *
- * Everything is held by this process: descriptors close on exec and no child of it has them, so that
- * a kill breaks the connection at once and I/O to the loop device fails instead of waiting.
+ * Everything is held by this process: descriptors close on exec and no child of it has them, so
+ *that a kill breaks the connection at once and I/O to the loop device fails instead of waiting.
  */
 #include "target/frontend.h"
 
@@ -47,11 +48,11 @@
 
 enum {
 	DEPTH_MAX = 512,
-	NUMBERS_TRIED = 256,	 /* from the first that looked free */
-	START_MS = 60000,	 /* for the target's queue to start */
-	DETACH_MS = 5000,	 /* for users of the loop device to close it */
-	CLOSE_MS = 5000,	 /* for users of the file to close it */
-	COMPLETE_MS = 60000,	 /* for requests in hand to complete */
+	NUMBERS_TRIED = 256, /* from the first that looked free */
+	START_MS = 60000,    /* for the target's queue to start */
+	DETACH_MS = 5000,    /* for users of the loop device to close it */
+	CLOSE_MS = 5000,     /* for users of the file to close it */
+	COMPLETE_MS = 60000, /* for requests in hand to complete */
 };
 
 enum thread_state { THREAD_NONE, THREAD_STARTING, THREAD_SERVING, THREAD_OVER };
@@ -63,9 +64,9 @@ struct frontend {
 	struct rundir dir;
 	bool mounted;
 	bool with_loop;
-	int claim_fd;	  /* on the loop device, until it is bound; -1: none */
+	int claim_fd; /* on the loop device, until it is bound; -1: none */
 	bool bound;
-	dev_t dev;	  /* of the mounted file system */
+	dev_t dev; /* of the mounted file system */
 	int gone_fd;
 	char loop_path[LOOPDEV_PATH_BYTES];
 
@@ -161,8 +162,8 @@ static int thread_start(struct frontend *f, unsigned depth, struct error *err)
 	struct loop_params params = {
 		.name = "fuse",
 		.sq_entries = session_sq_entries(f->session) + 2 * depth,
-		.coroutines = depth + f->target->ops->coroutines_extra +
-			      session_coroutines(f->session),
+		.coroutines =
+			depth + f->target->ops->coroutines_extra + session_coroutines(f->session),
 	};
 	sigset_t all, old;
 	int ret;
@@ -183,7 +184,8 @@ static int thread_start(struct frontend *f, unsigned depth, struct error *err)
 	if (!state_wait_beyond(f, THREAD_STARTING, START_MS))
 		return error_set(err, -ETIMEDOUT, "the target does not start");
 	if (f->thread_ret)
-		return error_set(err, f->thread_ret, "%s", error_text(&f->thread_err, f->thread_ret));
+		return error_set(err, f->thread_ret, "%s",
+				 error_text(&f->thread_err, f->thread_ret));
 	return 0;
 }
 

@@ -3,14 +3,14 @@
  * loopdev.c: loop devices, as far as this front end needs them.
  *
  * Claiming. Between LOOP_CTL_GET_FREE and LOOP_CONFIGURE anybody may take the device. But the
- * kernel refuses LOOP_CONFIGURE to all others while somebody holds the device open with O_EXCL; so it is
- * opened that way first, then found to be unbound, and is ours.
+ * kernel refuses LOOP_CONFIGURE to all others while somebody holds the device open with O_EXCL; so
+ * it is opened that way first, then found to be unbound, and is ours.
  *
- * Detaching. LOOP_CLR_FD succeeds always. If nobody but the caller has the device open, it is detached
- * at the caller's close; otherwise it gets the autoclear flag and goes away when the last user
- * closes it. There is no question to ask in advance that is not stale when it is answered, and so the
- * answer is read off the outcome: LOOP_GET_STATUS64 gives ENXIO in the first case. A device that is
- * going down fails its I/O, the write-back of pages that somebody wrote without syncing
+ * Detaching. LOOP_CLR_FD succeeds always. If nobody but the caller has the device open, it is
+ * detached at the caller's close; otherwise it gets the autoclear flag and goes away when the last
+ * user closes it. There is no question to ask in advance that is not stale when it is answered, and
+ * so the answer is read off the outcome: LOOP_GET_STATUS64 gives ENXIO in the first case. A device
+ * that is going down fails its I/O, the write-back of pages that somebody wrote without syncing
  * included; therefore fsync() comes first.
  *
  * While the device is up it does not have the autoclear flag: the next one to look at it (udev
@@ -37,10 +37,10 @@
 #include "base/math.h"
 
 enum {
-	NODE_WAIT_MS = 3000,	  /* until the device node of a new loop device is there */
-	CONFIGURE_TRIES = 50,	  /* LOOP_CONFIGURE says EAGAIN while caches are being dropped */
+	NODE_WAIT_MS = 3000,  /* until the device node of a new loop device is there */
+	CONFIGURE_TRIES = 50, /* LOOP_CONFIGURE says EAGAIN while caches are being dropped */
 	POLL_MS = 20,
-	BUSY_TRIES = 4,		  /* a look at the device by udev is not a use of it */
+	BUSY_TRIES = 4, /* a look at the device by udev is not a use of it */
 	BUSY_WAIT_MS = 60,
 };
 
@@ -61,7 +61,8 @@ static int control_open(struct error *err)
 	int fd = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
 
 	if (fd < 0)
-		return error_set(err, -errno, "/dev/loop-control: %s (--no-loop does without a loop device)",
+		return error_set(err, -errno,
+				 "/dev/loop-control: %s (--no-loop does without a loop device)",
 				 strerror(errno));
 	return fd;
 }
@@ -163,11 +164,13 @@ int loopdev_bind(int claim_fd, int number, const struct loopdev_params *params, 
 	if (ioctl(claim_fd, BLKGETSIZE64, &size_bytes) < 0 || size_bytes != params->size_bytes) {
 		/* the claim makes us the only user: this is at once, at the claim's close */
 		ioctl(claim_fd, LOOP_CLR_FD);
-		return error_set(err, -EIO, "/dev/loop%d came out with %llu bytes instead of %llu", number,
-				 (unsigned long long)size_bytes, (unsigned long long)params->size_bytes);
+		return error_set(err, -EIO, "/dev/loop%d came out with %llu bytes instead of %llu",
+				 number, (unsigned long long)size_bytes,
+				 (unsigned long long)params->size_bytes);
 	}
 	if (ioctl(claim_fd, LOOP_GET_STATUS64, &info) < 0 || !(info.lo_flags & LO_FLAGS_DIRECT_IO))
-		log_warn("/dev/loop%d: the kernel does not grant it direct I/O, it will be slow", number);
+		log_warn("/dev/loop%d: the kernel does not grant it direct I/O, it will be slow",
+			 number);
 	return 0;
 }
 
@@ -175,7 +178,8 @@ static bool fd_is_bound(int fd, dev_t dev)
 {
 	struct loop_info64 info;
 
-	/* the root of a FUSE file system is inode 1; the kernel packs lo_device like a 64-bit dev_t */
+	/* the root of a FUSE file system is inode 1; the kernel packs lo_device like a 64-bit dev_t
+	 */
 	return ioctl(fd, LOOP_GET_STATUS64, &info) == 0 && info.lo_inode == 1 &&
 	       (info.lo_device == (uint64_t)dev ||
 		info.lo_device == ((uint64_t)major(dev) << 20 | minor(dev)));
@@ -211,6 +215,29 @@ static bool link_is_device(const char *link, const char *path)
 	return *link == '\0';
 }
 
+/*
+ * A descriptor that only names the file (O_PATH) does not have it open: servers of shared folders
+ * (virtiofsd) hold such for all they have ever seen.
+ */
+static bool descriptor_is_path(int proc_fd, const char *pid, const char *fd_name)
+{
+	char name[64], text[256], *flags;
+	ssize_t len;
+	int fd;
+
+	snprintf(name, sizeof(name), "%.20s/fdinfo/%.20s", pid, fd_name);
+	fd = openat(proc_fd, name, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return false;
+	len = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	if (len <= 0)
+		return false;
+	text[len] = '\0';
+	flags = strstr(text, "flags:");
+	return flags && (strtoul(flags + 6, NULL, 8) & O_PATH);
+}
+
 static bool process_has_open(int proc_fd, const char *pid, const char *path)
 {
 	char name[64], link[256];
@@ -229,12 +256,14 @@ static bool process_has_open(int proc_fd, const char *pid, const char *path)
 		return false;
 	}
 	while (!found && (de = readdir(dir))) {
-		/* readlink() and not stat(): the latter may hang on files of servers that do not answer */
+		/* readlink() and not stat(): the latter may hang on files of servers that do not
+		 * answer */
 		ssize_t len = readlinkat(fd, de->d_name, link, sizeof(link) - 1);
 
 		if (len > 0) {
 			link[len] = '\0';
-			found = link_is_device(link, path);
+			found = link_is_device(link, path) &&
+				!descriptor_is_path(proc_fd, pid, de->d_name);
 		}
 	}
 	closedir(dir);
@@ -260,7 +289,8 @@ static int opened_by_process(const char *path)
 
 static int busy_once(const char *path)
 {
-	/* A file system, swap, a partition's or a mapper's claim: all of them hold it exclusively. */
+	/* A file system, swap, a partition's or a mapper's claim: all of them hold it exclusively.
+	 */
 	int fd = open(path, O_RDONLY | O_EXCL | O_CLOEXEC);
 
 	if (fd < 0)
@@ -313,14 +343,16 @@ int loopdev_detach(int number, dev_t dev, unsigned timeout_ms, struct error *err
 		return 0;
 	}
 	if (fsync(fd))
-		log_warn("%s: what was written last could not be stored: %s", path, strerror(errno));
+		log_warn("%s: what was written last could not be stored: %s", path,
+			 strerror(errno));
 	while (!(cleared = clear_as_only_user(fd)) && ms < timeout_ms) {
 		sleep_ms(POLL_MS);
 		ms += POLL_MS;
 	}
 	close(fd);
 	if (!cleared)
-		return error_set(err, -EBUSY, "%s is still open; it goes away when its last user closes it",
+		return error_set(err, -EBUSY,
+				 "%s is still open; it goes away when its last user closes it",
 				 path);
 	while (loopdev_is_bound(number, dev)) {
 		if (ms >= timeout_ms)

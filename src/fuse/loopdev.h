@@ -48,8 +48,8 @@ int loopdev_busy(int number);
 
 /*
  * Detaches the device if it is bound to @dev; what is in its page cache is written first. Somebody
- * who has it open gets @timeout_ms to close it; then -EBUSY, and the device goes away by itself when
- * the last user closes it.
+ * who has it open gets @timeout_ms to close it; then -EBUSY, and the device goes away by itself
+ * when the last user closes it.
  */
 int loopdev_detach(int number, dev_t dev, unsigned timeout_ms, struct error *err) must_check;
 

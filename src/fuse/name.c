@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * name.c: names that are safe as one component of a path. An image's name is its owner's, who may be
- * hostile to the one who attaches it.
+ * name.c: names that are safe as one component of a path. An image's name is its owner's, who may
+ * be hostile to the one who attaches it.
  */
 #include "fuse/name.h"
 

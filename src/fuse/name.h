@@ -9,7 +9,8 @@
 #define FUSE_NAME_BYTES 129
 
 /*
- * The name may be anything at all. The outcome is not empty, begins with neither '.' nor '-', has no
+ * The name may be anything at all. The outcome is not empty, begins with neither '.' nor '-', has
+ * no
  * '/', backslash or control character, is at most FUSE_NAME_BYTES - 1 long and not cut inside a
  * UTF-8 sequence. NULL and the empty name give "image".
  */

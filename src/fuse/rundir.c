@@ -6,11 +6,11 @@
  *		long as it lives, in whatever way it ends.
  *	NAME	an empty file; the FUSE file is mounted on it. Names with a leading dot are changed.
  *
- * RUN_DIR/fuse/.lock is held while a folder is made, and while one is removed because its daemon died:
- * so nobody takes a folder that is half made for one that was left.
+ * RUN_DIR/fuse/.lock is held while a folder is made, and while one is removed because its daemon
+ *died: so nobody takes a folder that is half made for one that was left.
  *
- * Only the owner may write there; a folder that belongs to somebody else is refused, since RUN_DIR of an
- * ordinary user may lie under /tmp.
+ * Only the owner may write there; a folder that belongs to somebody else is refused, since RUN_DIR
+ *of an ordinary user may lie under /tmp.
  */
 #include "fuse/rundir.h"
 
@@ -59,7 +59,8 @@ __attribute__((format(printf, 3, 4))) static int path_format(char out[PATH_MAX],
 	va_start(ap, fmt);
 	len = vsnprintf(out, PATH_MAX, fmt, ap);
 	va_end(ap);
-	return len < 0 || len >= PATH_MAX ? error_set(err, -ENAMETOOLONG, "the path is too long") : 0;
+	return len < 0 || len >= PATH_MAX ? error_set(err, -ENAMETOOLONG, "the path is too long")
+					  : 0;
 }
 
 /* ---- unmounting ---- */
@@ -247,9 +248,9 @@ int rundir_take(struct rundir *r, const char *run_dir, int id, struct error *err
 	if (lock < 0)
 		return lock;
 	if (mkdir(r->dir, 0755) < 0) {
-		ret = errno == EEXIST
-			      ? error_set(err, -EEXIST, "number %d is taken (%s exists)", id, r->dir)
-			      : error_set(err, -errno, "%s: %s", r->dir, strerror(errno));
+		ret = errno == EEXIST ? error_set(err, -EEXIST, "number %d is taken (%s exists)",
+						  id, r->dir)
+				      : error_set(err, -errno, "%s: %s", r->dir, strerror(errno));
 		r->dir[0] = '\0';
 	} else {
 		r->state_fd = state_lock(r->dir, O_CREAT | O_EXCL, err);
@@ -285,7 +286,8 @@ int rundir_add_file(struct rundir *r, const char *name, struct error *err)
 int rundir_record(struct rundir *r, int loop_number, dev_t dev, struct error *err)
 {
 	char text[64];
-	int len = snprintf(text, sizeof(text), "loop %d dev %u:%u\n", loop_number, major(dev), minor(dev));
+	int len = snprintf(text, sizeof(text), "loop %d dev %u:%u\n", loop_number, major(dev),
+			   minor(dev));
 
 	if (pwrite(r->state_fd, text, (size_t)len, 0) != len)
 		return error_set(err, -EIO, "%s/.state cannot be written", r->dir);
@@ -372,7 +374,8 @@ int fuse_orphan_remove(const char *run_dir, int id, struct error *err)
 	struct stat st;
 	int lock, ret, busy = 0;
 
-	if (top_find(top, run_dir) || path_format(path, NULL, "%s/%d", top, id) || stat(path, &st) < 0)
+	if (top_find(top, run_dir) || path_format(path, NULL, "%s/%d", top, id) ||
+	    stat(path, &st) < 0)
 		return error_set(err, -ENOENT, "there is no device %d", id);
 	lock = top_lock(top, err);
 	if (lock < 0)
@@ -381,7 +384,9 @@ int fuse_orphan_remove(const char *run_dir, int id, struct error *err)
 	if (ret) {
 		close(lock);
 		leftover_close(&l);
-		return ret < 0 ? ret : error_set(err, -EBUSY, "device %d belongs to a running process", id);
+		return ret < 0 ? ret
+			       : error_set(err, -EBUSY, "device %d belongs to a running process",
+					   id);
 	}
 	if (l.loop_number >= 0)
 		busy = loopdev_detach(l.loop_number, l.dev, ORPHAN_DETACH_MS, err);

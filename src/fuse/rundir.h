@@ -13,7 +13,7 @@
 
 struct rundir {
 	int id;
-	int state_fd; /* -1: none */
+	int state_fd;	    /* -1: none */
 	char top[PATH_MAX]; /* RUN_DIR/fuse */
 	char dir[PATH_MAX];
 	char file[PATH_MAX]; /* where the FUSE file is mounted; empty before rundir_add_file() */

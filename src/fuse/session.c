@@ -14,23 +14,23 @@
  *	                           +- no reply (FORGET) --+
  *
  * Reading. The descriptor does not block. While requests keep coming, a few reads are in flight all
- * the time, more the better they fare; when one finds nothing, and all are back, one poll takes their
- * place. (Blocking reads would all be woken for each request; and one that another CPU takes back between
- * the poll and the read, by interrupting it, would leave the thread asleep in the kernel, with
- * other requests in its hands.)
+ * the time, more the better they fare; when one finds nothing, and all are back, one poll takes
+ *their place. (Blocking reads would all be woken for each request; and one that another CPU takes
+ *back between the poll and the read, by interrupting it, would leave the thread asleep in the
+ *kernel, with other requests in its hands.)
  *
  * A slot's memory, from one page boundary to the next slot's:
  *
- *	page 0: small replies are put together at its start; its last 80 bytes are where a request is read
- *		to: fuse_in_header and fuse_write_in, so that
- *	page 1: begins the payload of a WRITE, aligned for direct I/O of the storage below. A READ goes
- *		to the same place, and is sent from there, its fuse_out_header in the bytes before it.
+ *	page 0: small replies are put together at its start; its last 80 bytes are where a request
+ *is read to: fuse_in_header and fuse_write_in, so that page 1: begins the payload of a WRITE,
+ *aligned for direct I/O of the storage below. A READ goes to the same place, and is sent from
+ *there, its fuse_out_header in the bytes before it.
  *	...	payload_max bytes of it, and FLAT_SLACK_BYTES
  *
  * Invariants:
  *  1. Every slot is on the free list, or has a ring operation in flight, or its flat_io.
- *  2. libfuse replies only inside fuse_session_process_buf() or slot_complete(), and then `current` is
- *     the slot whose request it is.
+ *  2. libfuse replies only inside fuse_session_process_buf() or slot_complete(), and then `current`
+ *is the slot whose request it is.
  *  3. A reply's memory is its slot's; the slot is free when the ring has sent it.
  *
  * All memory of ours is allocated and touched before the mount. libfuse itself allocates and frees
@@ -70,9 +70,9 @@ enum {
 	REQUEST_HEAD_BYTES = sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in),
 	SMALL_REPLY_BYTES = PAGE_BYTES - REQUEST_HEAD_BYTES,
 	PAYLOAD_MIN = 128 << 10,
-	PAYLOAD_MAX = 1 << 20, /* what libfuse and the kernel's default allow */
+	PAYLOAD_MAX = 1 << 20,	 /* what libfuse and the kernel's default allow */
 	MEMORY_BYTES = 64 << 20, /* of all slots' payloads; many slots get smaller ones */
-	READS_MAX = 16,	       /* in flight at once */
+	READS_MAX = 16,		 /* in flight at once */
 	ATTR_SECONDS = 1,
 };
 
@@ -82,13 +82,13 @@ enum { FH_OTHER = 1, FH_LOOP = 2 };
 
 struct slot {
 	struct session *session;
-	struct list list; /* free */
+	struct list list;  /* free */
 	struct loop_op op; /* read, then write */
-	uint8_t *page;	  /* see above */
+	uint8_t *page;	   /* see above */
 	fuse_req_t req;
 	struct flat_io io;
-	bool at_work;	 /* io is in flight */
-	bool replying;	 /* op is, with the reply */
+	bool at_work;	   /* io is in flight */
+	bool replying;	   /* op is, with the reply */
 	const void *reply; /* for a second try */
 	size_t reply_bytes;
 };
@@ -112,12 +112,12 @@ struct session {
 	struct slot *current;
 
 	struct loop_op poll_op, cancel_op;
-	unsigned reading;   /* reads in flight */
+	unsigned reading; /* reads in flight */
 	unsigned reads_wanted;
 	unsigned reads_hit; /* since the last poll */
 	bool polling;
 	bool cancelling; /* the poll */
-	bool dry; /* a read found nothing: poll when the others are back */
+	bool dry;	 /* a read found nothing: poll when the others are back */
 	bool quitting, ended;
 
 	/* what the file looks like; nobody but its owner gets at it until he is let */
@@ -171,7 +171,8 @@ static void slot_put(struct slot *slot)
 	s->used--;
 }
 
-static struct io_uring_sqe *session_sqe(struct session *s, struct loop_op *op, int *fd, uint8_t *flags)
+static struct io_uring_sqe *session_sqe(struct session *s, struct loop_op *op, int *fd,
+					uint8_t *flags)
 {
 	*fd = s->file_slot >= 0 ? s->file_slot : s->fd;
 	*flags = s->file_slot >= 0 ? IOSQE_FIXED_FILE : 0;
@@ -273,8 +274,8 @@ static void slot_read(struct loop_op *op, int res, uint32_t cqe_flags)
 			s->dry = true;
 		else if (res != -ENOENT && res != -EINTR)
 			session_quit(s);
-		if (res < 0 && res != -EAGAIN && res != -ENOENT && res != -EINTR && res != -ENODEV &&
-		    res != -ECANCELED)
+		if (res < 0 && res != -EAGAIN && res != -ENOENT && res != -EINTR &&
+		    res != -ENODEV && res != -ECANCELED)
 			log_err("fuse: the connection cannot be read: %s", strerror(-res));
 	}
 	session_fetch(s);
@@ -413,7 +414,8 @@ static void slot_work(fuse_req_t req, enum flat_op op, uint64_t offset_bytes, ui
 	flat_submit(s->flat, &slot->io);
 }
 
-static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
+static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+		    struct fuse_file_info *fi)
 {
 	struct session *s = fuse_req_userdata(req);
 
@@ -637,7 +639,8 @@ static int slots_create(struct session *s, struct error *err)
 	int ret;
 
 	s->payload_max = (uint32_t)align_down(MEMORY_BYTES / depth, PAYLOAD_MIN);
-	s->payload_max = min_of(max_of(s->payload_max, (uint32_t)PAYLOAD_MIN), (uint32_t)PAYLOAD_MAX);
+	s->payload_max =
+		min_of(max_of(s->payload_max, (uint32_t)PAYLOAD_MIN), (uint32_t)PAYLOAD_MAX);
 	s->slot_bytes = PAGE_BYTES + s->payload_max + FLAT_SLACK_BYTES;
 	ret = flat_create(&s->flat, s->target, depth, s->payload_max, err);
 	if (ret)

@@ -16,7 +16,7 @@ struct session;
 
 struct session_params {
 	struct target *target;
-	unsigned depth; /* requests from the kernel that are worked on at once */
+	unsigned depth;	  /* requests from the kernel that are worked on at once */
 	bool allow_other; /* users besides the one who mounts; the file's mode still applies */
 	/* On the loop's thread, once: the connection is gone and nothing is in flight any more. */
 	void (*ended)(void *arg);
@@ -48,7 +48,8 @@ unsigned session_sq_entries(const struct session *s);
 
 /* ---- on the loop's thread ---- */
 
-/* After the target's queue 0 was started on @loop. @loop_gone: the loop device let go of the file. */
+/* After the target's queue 0 was started on @loop. @loop_gone: the loop device let go of the file.
+ */
 void session_start(struct session *s, struct loop *loop, void (*loop_gone)(void *arg));
 /*
  * Takes no more requests and ends when those at work have completed. The connection breaks with

@@ -70,7 +70,9 @@ int ublk_params_build(struct ublk_params *p, const struct target_limits *l, uint
 			 (l->volatile_cache && l->fua ? UBLK_ATTR_FUA : 0),
 		.logical_bs_shift = log2_of(l->logical_block_bytes),
 		.physical_bs_shift = log2_of(l->physical_block_bytes),
-		.io_opt_shift = l->io_opt_bytes ? log2_of(l->io_opt_bytes) : 0,
+		/* zero is no way to say "none": some drivers take it for one byte */
+		.io_opt_shift =
+			log2_of(l->io_opt_bytes ? l->io_opt_bytes : l->physical_block_bytes),
 		.io_min_shift = log2_of(max_of(l->io_min_bytes, l->logical_block_bytes)),
 		.max_sectors = buf_bytes >> UBLK_SECTOR_SHIFT,
 		.dev_sectors = l->size_bytes >> UBLK_SECTOR_SHIFT,
@@ -137,7 +139,7 @@ int ublk_request_decode(struct blk_request *req, const struct ublk_io_desc *desc
 	unsigned op = desc->op_flags & 0xff;
 	uint64_t most = UINT64_MAX;
 
-	if (desc->start_sector > UINT64_MAX >> UBLK_SECTOR_SHIFT)
+	if (op != UBLK_IO_FLUSH && desc->start_sector > UINT64_MAX >> UBLK_SECTOR_SHIFT)
 		return -EINVAL;
 	req->flags = 0;
 	req->offset_bytes = desc->start_sector << UBLK_SECTOR_SHIFT;
@@ -154,7 +156,7 @@ int ublk_request_decode(struct blk_request *req, const struct ublk_io_desc *desc
 		most = buf_bytes;
 		break;
 	case UBLK_IO_FLUSH:
-		/* the block layer leaves a position in it that means nothing */
+		/* the block layer leaves a position in it that means nothing, such as -1 */
 		req->op = BLK_FLUSH;
 		req->offset_bytes = 0;
 		req->len_bytes = 0;

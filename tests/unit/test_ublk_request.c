@@ -184,6 +184,7 @@ static void test_decode(void **state)
 	assert_int_equal(req.flags, 0);
 	assert_int_equal(req.offset_bytes, 0);
 	assert_int_equal(req.len_bytes, 0);
+	assert_int_equal(decode(&req, UBLK_IO_FLUSH, UINT64_MAX, 0), 0);
 	assert_int_equal(decode(&req, UBLK_IO_DISCARD, 0, 1 * GiB / 512), 0);
 	assert_int_equal(req.op, BLK_DISCARD);
 	assert_int_equal(decode(&req, UBLK_IO_WRITE_ZEROES | UBLK_IO_NOUNMAP | UBLK_IO_FUA, 8, 8),

@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: MIT
+/*
+ * add.c: an image becomes a block device.
+ *
+ * What is served is told by the file's content, with one exception that protects the host: a file that
+ * is not qcow2 is served raw only on demand (--target loop) or read-only. Whoever writes to a raw disk
+ * decides what its first bytes are, so they cannot tell what it is.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/math.h"
+#include "cli/cli.h"
+#include "cli/image.h"
+#include "daemon/daemon.h"
+
+#define QUEUES_DEFAULT 1
+#define QUEUES_MAX     64
+#define DEPTH_DEFAULT  128
+#define DEPTH_MAX      4096
+#define ID_MAX	       (1 << 20)
+
+enum {
+	OPT_FRONTEND = CLI_OPT_FIRST,
+	OPT_TARGET,
+	OPT_QUEUES,
+	OPT_DEPTH,
+	OPT_ID,
+	OPT_CACHE,
+	OPT_CACHE_SIZE,
+	OPT_NO_LOOP,
+	OPT_FOREGROUND,
+	OPT_SIZE,
+};
+
+static const struct option long_options[] = {
+	{"frontend", required_argument, NULL, OPT_FRONTEND},
+	{"target", required_argument, NULL, OPT_TARGET},
+	{"read-only", no_argument, NULL, 'r'},
+	{"queues", required_argument, NULL, OPT_QUEUES},
+	{"depth", required_argument, NULL, OPT_DEPTH},
+	{"id", required_argument, NULL, OPT_ID},
+	{"cache", required_argument, NULL, OPT_CACHE},
+	{"cache-size", required_argument, NULL, OPT_CACHE_SIZE},
+	{"no-loop", no_argument, NULL, OPT_NO_LOOP},
+	{"foreground", no_argument, NULL, OPT_FOREGROUND},
+	{"size", required_argument, NULL, OPT_SIZE},
+	CLI_LONG_HELP,
+	{0},
+};
+
+struct add {
+	struct daemon_config config;
+	const char *image; /* as given; NULL: none */
+	char *path;	   /* absolute, links followed */
+	bool foreground;
+	bool have_size;
+};
+
+/* ---- options ---- */
+
+static int frontend_set(const struct cli_command *cmd, struct add *add, const char *name)
+{
+	add->config.frontend = NULL;
+	if (strcmp(name, "auto") == 0)
+		return CLI_OK;
+	add->config.frontend = daemon_frontend_find(name);
+	return add->config.frontend ? CLI_OK
+				    : cli_usage(cmd, "--frontend is auto, ublk or fuse, not '%s'", name);
+}
+
+static int target_set(const struct cli_command *cmd, struct add *add, const char *name)
+{
+	add->config.target = target_find(name);
+	return add->config.target ? CLI_OK
+				  : cli_usage(cmd, "--target is qcow2, loop or null, not '%s'", name);
+}
+
+static int option_set(const struct cli_command *cmd, struct add *add, int option, const char *value)
+{
+	struct target_options *o = &add->config.target_options;
+
+	switch (option) {
+	case OPT_FRONTEND:
+		return frontend_set(cmd, add, value);
+	case OPT_TARGET:
+		return target_set(cmd, add, value);
+	case 'r':
+		o->read_only = true;
+		break;
+	case OPT_QUEUES:
+		o->queues = cli_number_arg(cmd, "--queues", value, 1, QUEUES_MAX);
+		break;
+	case OPT_DEPTH:
+		o->depth = cli_number_arg(cmd, "--depth", value, 1, DEPTH_MAX);
+		break;
+	case OPT_ID:
+		add->config.id = (int)cli_number_arg(cmd, "--id", value, 0, ID_MAX);
+		break;
+	case OPT_CACHE:
+		if (strcmp(value, "direct") != 0 && strcmp(value, "buffered") != 0)
+			return cli_usage(cmd, "--cache is direct or buffered, not '%s'", value);
+		o->direct = strcmp(value, "direct") == 0;
+		break;
+	case OPT_CACHE_SIZE:
+		o->cache_size_bytes = cli_size_arg(cmd, "--cache-size", value);
+		if (!o->cache_size_bytes)
+			return cli_usage(cmd, "--cache-size is more than 0");
+		break;
+	case OPT_NO_LOOP:
+		add->config.no_loop = true;
+		break;
+	case OPT_FOREGROUND:
+		add->foreground = true;
+		break;
+	case OPT_SIZE:
+		o->size_bytes = cli_size_arg(cmd, "--size", value);
+		add->have_size = true;
+		break;
+	}
+	return CLI_OK;
+}
+
+static int options_check(const struct cli_command *cmd, const struct add *add)
+{
+	const struct daemon_config *c = &add->config;
+
+	if (c->no_loop && c->frontend && strcmp(c->frontend->name, "fuse") != 0)
+		return cli_usage(cmd, "--no-loop is for --frontend fuse");
+	if (c->target == &target_null) {
+		if (add->image)
+			return cli_usage(cmd, "the null target takes no image");
+		if (add->have_size && (!c->target_options.size_bytes ||
+				       !is_aligned(c->target_options.size_bytes, 512)))
+			return cli_usage(cmd, "--size is a multiple of 512, and not 0");
+		return CLI_OK;
+	}
+	if (!add->image)
+		return cli_usage(cmd, "no image given");
+	if (add->have_size)
+		return cli_usage(cmd, "--size is for --target null");
+	return CLI_OK;
+}
+
+/* ---- the image ---- */
+
+static int target_choose(struct add *add, bool qcow2, struct error *err)
+{
+	if (qcow2)
+		add->config.target = &target_qcow2;
+	else if (add->config.target_options.read_only)
+		add->config.target = &target_loop;
+	else
+		return error_set(err, -EINVAL,
+				 "is not a qcow2 image; '--target loop' serves it as a raw disk");
+	return 0;
+}
+
+static int image_prepare(struct add *add, struct error *err)
+{
+	bool qcow2, direct_works;
+	struct stat st;
+	int ret;
+
+	ret = image_check(add->image, &st, err);
+	if (ret)
+		return ret;
+	add->path = realpath(add->image, NULL);
+	if (!add->path)
+		return error_set(err, -errno, "%s", strerror(errno));
+	add->config.target_options.path = add->path;
+	ret = image_probe(add->path, &qcow2, &direct_works, err);
+	if (!ret && !add->config.target)
+		ret = target_choose(add, qcow2, err);
+	if (ret)
+		return ret;
+	if (add->config.target_options.direct && !direct_works) {
+		cli_note(add->image, "its file system has no direct I/O: the page cache is used");
+		add->config.target_options.direct = false;
+	}
+	return 0;
+}
+
+/* ---- the daemon's messages ---- */
+
+static void note_print(struct daemon_report *report, const char *text)
+{
+	cli_note(NULL, "%s", text);
+}
+
+static int usable_print(struct daemon_report *report, const char *device)
+{
+	puts(device);
+	return fflush(stdout) ? -errno : 0;
+}
+
+static int add_run(struct add *add, struct error *err)
+{
+	struct daemon_report report = {.note = note_print, .usable = usable_print};
+	int ret;
+
+	if (add->image) {
+		ret = image_prepare(add, err);
+		if (ret)
+			return ret;
+	}
+	return add->foreground ? daemon_run(&add->config, &report, err)
+			       : daemon_spawn(&add->config, &report, err);
+}
+
+/* An error names the image as the user did, and only once. */
+static int add_fail(const struct add *add, struct error *err, int ret)
+{
+	size_t len = add->path ? strlen(add->path) : 0;
+
+	if (len && strncmp(err->text, add->path, len) == 0 && err->text[len] == ':')
+		return cli_fail(NULL, err, ret);
+	return cli_fail(add->image, err, ret);
+}
+
+static int run(const struct cli_command *cmd, int argc, char **argv)
+{
+	struct add add = {.config = {.id = -1}};
+	struct error err = {0};
+	int option, ret, status;
+
+	add.config.target_options = (struct target_options){
+		.direct = true,
+		.queues = QUEUES_DEFAULT,
+		.depth = DEPTH_DEFAULT,
+	};
+	while ((option = cli_option(cmd, argc, argv)) != -1) {
+		status = option_set(cmd, &add, option, optarg);
+		if (status)
+			return status;
+	}
+	if (argc - optind > 1)
+		return cli_usage(cmd, "one image at a time");
+	add.image = argv[optind];
+	status = options_check(cmd, &add);
+	if (status)
+		return status;
+
+	ret = add_run(&add, &err);
+	status = ret ? add_fail(&add, &err, ret) : CLI_OK;
+	free(add.path);
+	return status;
+}
+
+const struct cli_command cli_command_add = {
+	.name = "add",
+	.summary = "attach an image as a block device",
+	.synopsis = "[OPTION]... IMAGE\n       ublk-qcow2 add --target null [OPTION]...",
+	.help = "Attaches IMAGE, prints the path of its block device, and returns when that is usable; a daemon\n"
+		"serves it in the background.\n"
+		"\n"
+		"  -r, --read-only          attach read-only\n"
+		"      --frontend FRONTEND  ublk, fuse, or auto: ublk if the host has it, else fuse (auto)\n"
+		"      --target TARGET      what IMAGE is: qcow2; loop, a raw disk; null, a disk without a\n"
+		"                           memory. Default: by content; raw is guessed with --read-only alone\n"
+		"      --queues N           queues, each with a thread (1)\n"
+		"      --depth N            requests in flight in each queue (128)\n"
+		"      --id N               the device's number, such as 3 in /dev/ublkb3 (any)\n"
+		"      --cache MODE         direct: past the page cache where the file system can;\n"
+		"                           buffered: through it (direct)\n"
+		"      --cache-size BYTES   bound of the memory for the image's metadata\n"
+		"      --no-loop            fuse: leave a raw file, without a loop device on it; needs no root\n"
+		"      --size BYTES         size of the null target\n"
+		"      --foreground         stay, and log to standard error\n"
+		"  -h, --help               this text\n",
+	.short_options = "r",
+	.long_options = long_options,
+	.run = run,
+};

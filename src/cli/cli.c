@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: MIT
+/*
+ * cli.c: options, messages and names, the same for every subcommand; see cli.h.
+ */
+#include "cli/cli.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/size.h"
+#include "base/text.h"
+
+static const char program[] = "ublk-qcow2";
+
+static void message_print(const char *subject, const char *fmt, va_list args)
+{
+	char text[2048];
+
+	vsnprintf(text, sizeof(text), fmt, args);
+	fprintf(stderr, "%s: ", program);
+	if (subject) {
+		cli_print_name(stderr, subject);
+		fputs(": ", stderr);
+	}
+	cli_print_name(stderr, text);
+	fputc('\n', stderr);
+}
+
+int cli_error(const char *subject, const char *fmt, ...)
+{
+	va_list args;
+
+	va_start(args, fmt);
+	message_print(subject, fmt, args);
+	va_end(args);
+	return CLI_FAILED;
+}
+
+void cli_note(const char *subject, const char *fmt, ...)
+{
+	va_list args;
+
+	va_start(args, fmt);
+	message_print(subject, fmt, args);
+	va_end(args);
+}
+
+int cli_fail(const char *subject, const struct error *err, int ret)
+{
+	const char *text = error_text(err, ret);
+	size_t len = subject ? strlen(subject) : 0;
+
+	if (len && strncmp(text, subject, len) == 0 && text[len] == ':')
+		subject = NULL;
+	return cli_error(subject, "%s", text);
+}
+
+int cli_usage(const struct cli_command *cmd, const char *fmt, ...)
+{
+	char text[512];
+	va_list args;
+
+	va_start(args, fmt);
+	vsnprintf(text, sizeof(text), fmt, args);
+	va_end(args);
+	cli_note(cmd->name, "%s (see '%s %s --help')", text, program, cmd->name);
+	return CLI_USAGE;
+}
+
+static void help_print(const struct cli_command *cmd)
+{
+	printf("Usage: %s %s %s\n\n%s", program, cmd->name, cmd->synopsis, cmd->help);
+}
+
+int cli_option(const struct cli_command *cmd, int argc, char **argv)
+{
+	char letters[64];
+	int option, first = optind ? optind : 1;
+
+	snprintf(letters, sizeof(letters), ":h%s", cmd->short_options ? cmd->short_options : "");
+	opterr = 0;
+	option = getopt_long(argc, argv, letters, cmd->long_options, NULL);
+	switch (option) {
+	case 'h':
+		help_print(cmd);
+		exit(fflush(stdout) ? CLI_FAILED : CLI_OK);
+	case ':':
+		exit(cli_usage(cmd, "%s needs a value", argv[optind - 1]));
+	case '?':
+		/* A letter is named by optopt; a long option is the word just passed. */
+		if (optopt > 0 && optopt < CLI_OPT_FIRST && argv[first] && argv[first][1] != '-')
+			exit(cli_usage(cmd, "unknown option -%c", optopt));
+		exit(cli_usage(cmd, "unknown or ambiguous option %s", argv[optind - 1]));
+	default:
+		return option;
+	}
+}
+
+uint64_t cli_size_arg(const struct cli_command *cmd, const char *option, const char *text)
+{
+	uint64_t bytes;
+
+	switch (size_parse(text, &bytes)) {
+	case 0:
+		return bytes;
+	case -ERANGE:
+		exit(cli_usage(cmd, "%s: '%s' is too large", option, text));
+	default:
+		exit(cli_usage(cmd,
+			       "%s: '%s' is not a size: a number and b, k, M, G, T, P or E are wanted",
+			       option, text));
+	}
+}
+
+unsigned cli_number_arg(const struct cli_command *cmd, const char *option, const char *text,
+			unsigned min, unsigned max)
+{
+	unsigned long value;
+	char *end;
+
+	errno = 0;
+	value = strtoul(text, &end, 10);
+	if (text[0] < '0' || text[0] > '9' || *end)
+		exit(cli_usage(cmd, "%s: '%s' is not a number", option, text));
+	if (errno || value < min || value > max)
+		exit(cli_usage(cmd, "%s: %s is not between %u and %u", option, text, min, max));
+	return (unsigned)value;
+}
+
+void cli_print_name(FILE *out, const char *name)
+{
+	char *text = text_escape(name);
+
+	fputs(text ? text : "?", out);
+	free(text);
+}

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * cli.h: what the subcommands share.
+ *
+ * A subcommand is one file that defines a struct cli_command, and one line in the table of main.c.
+ * Exit statuses: 0, 1 (it failed), 2 (it was called wrongly). An error is one line on standard error,
+ * "ublk-qcow2: IMAGE: what is wrong"; results go to standard output and nothing else does.
+ */
+#ifndef CLI_CLI_H
+#define CLI_CLI_H
+
+#include <getopt.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "base/error.h"
+
+#define CLI_VERSION "0.1.0"
+
+enum cli_status { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
+
+struct cli_command {
+	const char *name;
+	const char *summary;  /* a phrase, for the list of commands */
+	const char *synopsis; /* what follows the command's name */
+	const char *help;     /* options and notes, whole lines */
+	/* getopt's string; cli_option() adds ":" in front and -h */
+	const char *short_options;
+	const struct option *long_options; /* ends with CLI_LONG_HELP, {0} */
+	int (*run)(const struct cli_command *cmd, int argc, char **argv); /* argv[0]: the command */
+};
+
+#define CLI_LONG_HELP {"help", no_argument, NULL, 'h'}
+
+/* Values of long options that have no letter. */
+enum { CLI_OPT_FIRST = 256 };
+
+/* The next option, or -1 behind the last. --help and errors do not return. */
+int cli_option(const struct cli_command *cmd, int argc, char **argv);
+
+/* One line that says what was called wrongly and where the help is; returns CLI_USAGE. */
+__attribute__((format(printf, 2, 3))) int cli_usage(const struct cli_command *cmd, const char *fmt, ...);
+
+/*
+ * One line on standard error: "ublk-qcow2: SUBJECT: text"; @subject may be NULL. Control characters
+ * are replaced. cli_error() returns CLI_FAILED.
+ */
+__attribute__((format(printf, 2, 3))) int cli_error(const char *subject, const char *fmt, ...);
+__attribute__((format(printf, 2, 3))) void cli_note(const char *subject, const char *fmt, ...);
+/* The same for the text in @err, or that of errno -ret; the subject is not repeated if it is in it. */
+int cli_fail(const char *subject, const struct error *err, int ret);
+
+/* Arguments of options; exit with a usage error where the text is wrong. */
+uint64_t cli_size_arg(const struct cli_command *cmd, const char *option, const char *text);
+unsigned cli_number_arg(const struct cli_command *cmd, const char *option, const char *text,
+			unsigned min, unsigned max);
+
+/*
+ * Whoever wrote it, a name is printed such that it is one line and moves no cursor: see text.h.
+ */
+void cli_print_name(FILE *out, const char *name);
+
+extern const struct cli_command cli_command_add;
+extern const struct cli_command cli_command_create;
+extern const struct cli_command cli_command_del;
+extern const struct cli_command cli_command_info;
+extern const struct cli_command cli_command_list;
+
+#endif

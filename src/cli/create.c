@@ -1,0 +1,456 @@
+// SPDX-License-Identifier: MIT
+/*
+ * create.c: a new, empty image.
+ *
+ * The image is written under another name in the same folder and takes its own name when it is whole
+ * and durable: whatever fails, and whenever, FILE is either what it was before or a good image.
+ * Exceptions are an empty file and a block device, which are written in place (somebody prepared them
+ * with an owner and a place of their own); a failure leaves the file empty again.
+ *
+ * What is there already is not overwritten without --force, and not at all while somebody has it open:
+ * QEMU's image locks, which this program's devices hold as well, are taken first and kept until the
+ * new image is in place.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/math.h"
+#include "base/size.h"
+#include "cli/cli.h"
+#include "cli/image.h"
+#include "qcow2.h"
+#include "storage/storage.h"
+
+enum { OPT_FORCE = CLI_OPT_FIRST };
+
+static const struct option long_options[] = {
+	{"quiet", no_argument, NULL, 'q'},
+	{"force", no_argument, NULL, OPT_FORCE},
+	CLI_LONG_HELP,
+	{0},
+};
+
+struct create {
+	const char *file;
+	char *path;	    /* FILE with symbolic links followed */
+	bool quiet, force;
+	bool have_size;
+	/* As given, for the output; NULL: not given. */
+	const char *compat, *preallocation;
+	struct qcow2_create_options options;
+};
+
+/* ---- -o KEY=VALUE ---- */
+
+static const char key_help[] =
+	"Supported options:\n"
+	"  cluster_size=<size>    - cluster size, a power of two from 512 to 2M (64k)\n"
+	"  compat=<str>           - compatibility level: 0.10 or v2, 1.1 or v3 (1.1)\n"
+	"  lazy_refcounts=<bool>  - postpone refcount updates: on or off (off)\n"
+	"  preallocation=<str>    - off, metadata, falloc or full (off)\n"
+	"  refcount_bits=<num>    - width of a reference count, a power of two from 1 to 64 (16)\n"
+	"  size=<size>            - virtual disk size\n";
+
+/* qemu-img's other keys: known, and refused by name. One that ends in a point stands for a family. */
+static const char *const unsupported_keys[] = {
+	"backing_file", "backing_fmt", "compression_type", "data_file", "data_file_raw",
+	"encrypt.",	"encryption",  "extended_l2",	   "nocow",
+};
+
+static const char *const preallocation_names[] = {
+	[QCOW2_PREALLOC_OFF] = "off",
+	[QCOW2_PREALLOC_METADATA] = "metadata",
+	[QCOW2_PREALLOC_FALLOC] = "falloc",
+	[QCOW2_PREALLOC_FULL] = "full",
+};
+
+static bool key_unsupported(const char *key)
+{
+	for (size_t i = 0; i < ARRAY_LEN(unsupported_keys); i++) {
+		const char *name = unsupported_keys[i];
+		size_t len = strlen(name);
+
+		if (strcmp(key, name) == 0 || (name[len - 1] == '.' && strncmp(key, name, len) == 0))
+			return true;
+	}
+	return false;
+}
+
+static int bool_parse(const char *text, bool *out)
+{
+	static const char *const yes[] = {"on", "yes", "true", "y"};
+	static const char *const no[] = {"off", "no", "false", "n"};
+
+	for (size_t i = 0; i < ARRAY_LEN(yes); i++) {
+		if (strcmp(text, yes[i]) == 0 || strcmp(text, no[i]) == 0) {
+			*out = strcmp(text, yes[i]) == 0;
+			return 0;
+		}
+	}
+	return -EINVAL;
+}
+
+static int compat_parse(const char *text, unsigned *version)
+{
+	if (strcmp(text, "0.10") == 0 || strcmp(text, "v2") == 0)
+		*version = 2;
+	else if (strcmp(text, "1.1") == 0 || strcmp(text, "v3") == 0)
+		*version = 3;
+	else
+		return -EINVAL;
+	return 0;
+}
+
+static int preallocation_parse(const char *text, enum qcow2_preallocation *out)
+{
+	for (size_t i = 0; i < ARRAY_LEN(preallocation_names); i++) {
+		if (strcmp(text, preallocation_names[i]) == 0) {
+			*out = (enum qcow2_preallocation)i;
+			return 0;
+		}
+	}
+	return -EINVAL;
+}
+
+static int size_set(const struct cli_command *cmd, struct create *create, uint64_t bytes)
+{
+	if (create->have_size && create->options.size_bytes != bytes)
+		return cli_usage(cmd, "two different sizes are given");
+	create->have_size = true;
+	create->options.size_bytes = bytes;
+	return CLI_OK;
+}
+
+static int key_set(const struct cli_command *cmd, struct create *create, const char *key,
+		   const char *value)
+{
+	struct qcow2_create_options *o = &create->options;
+	uint64_t bytes;
+	int ret = 0;
+
+	if (key_unsupported(key))
+		return cli_error(create->file, "option '%s' is not supported yet", key);
+	if (strcmp(key, "lazy_refcounts") == 0) {
+		ret = bool_parse(value ? value : "on", &o->lazy_refcounts);
+		return ret ? cli_usage(cmd, "lazy_refcounts is 'on' or 'off'") : CLI_OK;
+	}
+	if (strcmp(key, "size") && strcmp(key, "compat") && strcmp(key, "cluster_size") &&
+	    strcmp(key, "refcount_bits") && strcmp(key, "preallocation"))
+		return cli_usage(cmd, "unknown option '%s'; '-o help' lists them", key);
+	if (!value)
+		return cli_usage(cmd, "option '%s' needs a value", key);
+
+	if (strcmp(key, "size") == 0)
+		return size_set(cmd, create, cli_size_arg(cmd, key, value));
+	if (strcmp(key, "compat") == 0) {
+		create->compat = value;
+		ret = compat_parse(value, &o->version);
+		return ret ? cli_usage(cmd, "compat is 0.10, 1.1, v2 or v3") : CLI_OK;
+	}
+	if (strcmp(key, "preallocation") == 0) {
+		create->preallocation = value;
+		ret = preallocation_parse(value, &o->preallocation);
+		return ret ? cli_usage(cmd, "preallocation is off, metadata, falloc or full") : CLI_OK;
+	}
+	if (strcmp(key, "refcount_bits") == 0) {
+		o->refcount_bits = cli_number_arg(cmd, key, value, 1, 64);
+		return CLI_OK;
+	}
+	bytes = cli_size_arg(cmd, key, value);
+	if (!bytes || bytes > UINT32_MAX)
+		return cli_usage(cmd, "cluster_size is a power of two from 512 to 2M");
+	o->cluster_bytes = (uint32_t)bytes;
+	return CLI_OK;
+}
+
+static int keys_parse(const struct cli_command *cmd, struct create *create, char *list)
+{
+	char *item;
+
+	while ((item = strsep(&list, ","))) {
+		char *value = strchr(item, '=');
+		int status;
+
+		if (value)
+			*value++ = '\0';
+		if (!*item)
+			return cli_usage(cmd, "-o: an option is empty");
+		status = key_set(cmd, create, item, value);
+		if (status)
+			return status;
+	}
+	return CLI_OK;
+}
+
+/* ---- the unfinished file, which a signal must not leave behind ---- */
+
+static char unfinished[PATH_MAX];
+
+static void signal_handle(int sig)
+{
+	unlink(unfinished);
+	/* SA_RESETHAND: this ends the program in the default way. */
+	raise(sig);
+}
+
+static void signals_catch(void)
+{
+	static const int signals[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGXFSZ, SIGXCPU};
+	struct sigaction action = {.sa_handler = signal_handle, .sa_flags = SA_RESETHAND};
+
+	for (size_t i = 0; i < ARRAY_LEN(signals); i++) {
+		struct sigaction old;
+
+		if (sigaction(signals[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
+			sigaction(signals[i], &action, NULL);
+	}
+}
+
+/* ---- writing ---- */
+
+/* As one who writes an image. `qemu-img info -U` may look on; nobody else may have it open. */
+static int image_lock(struct storage *storage, struct error *err)
+{
+	return storage_lock(storage,
+			    STORAGE_PERM_CONSISTENT_READ | STORAGE_PERM_WRITE | STORAGE_PERM_RESIZE,
+			    STORAGE_PERM_CONSISTENT_READ | STORAGE_PERM_WRITE_UNCHANGED, err);
+}
+
+/* Into an empty file or a block device. */
+static int write_in_place(const struct create *create, struct storage *storage, struct error *err)
+{
+	int ret;
+
+	ret = qcow2_create(storage, &create->options, err);
+	if (ret && !storage->fixed_size && storage_truncate(storage, 0))
+		cli_note(create->file, "cannot be emptied again");
+	return ret;
+}
+
+static int folder_sync(const char *path)
+{
+	char *copy = strdup(path);
+	int fd, ret = 0;
+	char *slash;
+
+	if (!copy)
+		return -ENOMEM;
+	slash = strrchr(copy, '/');
+	slash[slash == copy] = '\0';
+	fd = open(copy, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	free(copy);
+	if (fd < 0)
+		return -errno;
+	/* A file system that cannot sync a folder says EINVAL. */
+	if (fsync(fd) && errno != EINVAL)
+		ret = -errno;
+	close(fd);
+	return ret;
+}
+
+/* Gives the finished file its name; over an old one if @old, else only where there is none. */
+static int name_take(const struct create *create, const struct stat *old, struct error *err)
+{
+	int ret = 0;
+
+	if (old) {
+		/* The owner is kept if we may; the mode is not widened if we may not. */
+		if (chown(unfinished, old->st_uid, old->st_gid) == 0)
+			ret = chmod(unfinished, old->st_mode & 07777);
+		else
+			ret = chmod(unfinished, old->st_mode & 0700);
+		if (ret == 0)
+			ret = rename(unfinished, create->path);
+	} else {
+		ret = renameat2(AT_FDCWD, unfinished, AT_FDCWD, create->path, RENAME_NOREPLACE);
+		if (ret && errno == EINVAL) {
+			/* A file system without that flag: link() does not replace either. */
+			ret = link(unfinished, create->path);
+			if (ret == 0)
+				unlink(unfinished);
+		}
+	}
+	if (ret) {
+		ret = -errno;
+		return error_set(err, ret, "%s", ret == -EEXIST ? "was made by somebody else meanwhile"
+								: strerror(-ret));
+	}
+	ret = folder_sync(create->path);
+	return ret ? error_set(err, ret, "cannot make the name durable: %s", strerror(-ret)) : 0;
+}
+
+static int write_aside(const struct create *create, const struct stat *old, struct error *err)
+{
+	struct storage_file_options options = {.create = true};
+	struct storage *storage = NULL;
+	int ret;
+
+	if (snprintf(unfinished, sizeof(unfinished), "%s.%d.new", create->path, (int)getpid()) >=
+	    (int)sizeof(unfinished))
+		return error_set(err, -ENAMETOOLONG, "%s", strerror(ENAMETOOLONG));
+	ret = storage_file_open(&storage, unfinished, &options, err);
+	if (ret)
+		return ret;
+	signals_catch();
+	ret = image_lock(storage, err);
+	if (!ret)
+		ret = qcow2_create(storage, &create->options, err);
+	if (!ret)
+		ret = name_take(create, old, err);
+	storage_close(storage);
+	if (ret)
+		unlink(unfinished);
+	return ret;
+}
+
+/* Over something that exists: it is locked while it is looked at and replaced. */
+static int create_over(const struct create *create, const struct stat *st, struct error *err)
+{
+	struct storage_file_options options = {.exclusive_device = true};
+	struct storage *storage = NULL;
+	int ret;
+
+	ret = storage_file_open(&storage, create->path, &options, err);
+	if (ret)
+		return ret;
+	ret = image_lock(storage, err);
+	if (!ret && st->st_size == 0 && S_ISREG(st->st_mode))
+		ret = write_in_place(create, storage, err);
+	else if (!ret && !create->force)
+		ret = error_set(err, -EEXIST, "exists already; --force replaces it");
+	else if (!ret && S_ISBLK(st->st_mode))
+		ret = write_in_place(create, storage, err);
+	else if (!ret)
+		ret = write_aside(create, st, err);
+	storage_close(storage);
+	return ret;
+}
+
+static int create_run(struct create *create, struct error *err)
+{
+	struct stat st;
+	int ret;
+
+	ret = qcow2_create_validate(&create->options, err);
+	if (ret)
+		return ret;
+	if (stat(create->file, &st) && errno == ENOENT && lstat(create->file, &st)) {
+		if (asprintf(&create->path, "%s%s", strchr(create->file, '/') ? "" : "./",
+			     create->file) < 0)
+			return error_set(err, -ENOMEM, "out of memory");
+		return write_aside(create, NULL, err);
+	}
+	ret = image_check(create->file, &st, err);
+	if (ret)
+		return ret;
+	create->path = realpath(create->file, NULL);
+	if (!create->path)
+		return error_set(err, -errno, "%s", strerror(errno));
+	return create_over(create, &st, err);
+}
+
+/* qemu-img's line, with the values that took effect. */
+static void formatting_print(const struct create *create)
+{
+	const struct qcow2_create_options *o = &create->options;
+
+	fputs("Formatting '", stdout);
+	cli_print_name(stdout, create->file);
+	printf("', fmt=qcow2 cluster_size=%" PRIu32 " extended_l2=off", o->cluster_bytes);
+	if (create->preallocation)
+		printf(" preallocation=%s", create->preallocation);
+	printf(" compression_type=zlib size=%" PRIu64, o->size_bytes);
+	if (create->compat)
+		printf(" compat=%s", create->compat);
+	printf(" lazy_refcounts=%s refcount_bits=%u\n", o->lazy_refcounts ? "on" : "off",
+	       o->refcount_bits);
+}
+
+static int run(const struct cli_command *cmd, int argc, char **argv)
+{
+	struct create create = {.options = {.cluster_bytes = 65536, .refcount_bits = 16, .version = 3}};
+	struct error err = {0};
+	char *keys[64];
+	unsigned key_lists = 0;
+	int option, ret, status;
+
+	while ((option = cli_option(cmd, argc, argv)) != -1) {
+		switch (option) {
+		case 'o':
+			if (strcmp(optarg, "help") == 0 || strcmp(optarg, "?") == 0) {
+				fputs(key_help, stdout);
+				return CLI_OK;
+			}
+			if (key_lists == ARRAY_LEN(keys))
+				return cli_usage(cmd, "too many -o");
+			keys[key_lists++] = optarg;
+			break;
+		case 'f':
+			if (strcmp(optarg, "qcow2") != 0)
+				return cli_usage(cmd, "the only format is qcow2");
+			break;
+		case 'q':
+			create.quiet = true;
+			break;
+		case OPT_FORCE:
+			create.force = true;
+			break;
+		case 'b':
+		case 'F':
+			return cli_error(NULL, "option '-%c' (a backing file) is not supported yet",
+					 option);
+		}
+	}
+	if (optind == argc)
+		return cli_usage(cmd, "no file given");
+	if (argc - optind > 2)
+		return cli_usage(cmd, "too many arguments: a file and a size are wanted");
+	create.file = argv[optind];
+	for (unsigned i = 0; i < key_lists; i++) {
+		status = keys_parse(cmd, &create, keys[i]);
+		if (status)
+			return status;
+	}
+	if (optind + 1 < argc) {
+		status = size_set(cmd, &create, cli_size_arg(cmd, "size", argv[optind + 1]));
+		if (status)
+			return status;
+	}
+	if (!create.have_size)
+		return cli_usage(cmd, "no size given");
+
+	ret = create_run(&create, &err);
+	free(create.path);
+	if (ret)
+		return cli_fail(create.file, &err, ret);
+	if (!create.quiet)
+		formatting_print(&create);
+	return CLI_OK;
+}
+
+const struct cli_command cli_command_create = {
+	.name = "create",
+	.summary = "make a new, empty image",
+	.synopsis = "[-o KEY=VALUE,...] [--force] FILE SIZE",
+	.help = "Makes a qcow2 image of SIZE bytes; b, k, M, G, T, P and E stand for powers of 1024, and 1.5G\n"
+		"is a size. An existing file is refused unless it is empty, or --force is given; one that is\n"
+		"in use is refused always.\n"
+		"\n"
+		"  -o KEY=VALUE,...  cluster_size, compat, lazy_refcounts, preallocation, refcount_bits, size;\n"
+		"                    '-o help' explains them\n"
+		"  --force           replace an existing image; it is lost\n"
+		"  -f qcow2          accepted for qemu-img's sake\n"
+		"  -q, --quiet       print nothing but errors\n"
+		"  -h, --help        this text\n",
+	.short_options = "o:f:qb:F:",
+	.long_options = long_options,
+	.run = run,
+};

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: MIT
+/*
+ * image.c: see image.h. Errors that belong to the name itself are found here, once, so that every
+ * subcommand says them alike. Messages carry no file name: the program prints it in front.
+ */
+#include "cli/image.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "qcow2.h"
+
+/* Enough for the magic and version that qcow2_probe() looks at, and then some. */
+#define PROBE_BYTES 512
+
+int image_check(const char *path, struct stat *st, struct error *err)
+{
+	if (stat(path, st)) {
+		int ret = -errno;
+
+		return error_set(err, ret, "%s", strerror(-ret));
+	}
+	if (S_ISDIR(st->st_mode))
+		return error_set(err, -EISDIR, "is a directory, not an image");
+	if (!S_ISREG(st->st_mode) && !S_ISBLK(st->st_mode))
+		return error_set(err, -EINVAL, "is neither a regular file nor a block device");
+	return 0;
+}
+
+int image_probe(const char *path, bool *qcow2, bool *direct_works, struct error *err)
+{
+	unsigned char head[PROBE_BYTES];
+	/* Non-blocking: the name may have become a pipe since image_check(). */
+	int flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
+	ssize_t len;
+	int fd, ret;
+
+	fd = open(path, flags);
+	if (fd < 0) {
+		ret = -errno;
+		return error_set(err, ret, "cannot open: %s", strerror(-ret));
+	}
+	len = pread(fd, head, sizeof(head), 0);
+	ret = len < 0 ? -errno : 0;
+	close(fd);
+	if (ret)
+		return error_set(err, ret, "cannot read: %s", strerror(-ret));
+	*qcow2 = qcow2_probe(head, (size_t)len);
+
+	fd = open(path, flags | O_DIRECT);
+	*direct_works = fd >= 0;
+	if (fd >= 0)
+		close(fd);
+	return 0;
+}

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * image.h: a first look at a file that is to be used as an image.
+ */
+#ifndef CLI_IMAGE_H
+#define CLI_IMAGE_H
+
+#include <stdbool.h>
+#include <sys/stat.h>
+
+#include "base/error.h"
+
+/* Whether @path is a regular file or block device; *st is set. Opens nothing, so never waits. */
+int image_check(const char *path, struct stat *st, struct error *err) must_check;
+
+/*
+ * Reads the start of the file and says in *qcow2 whether it is a qcow2 image's, and in *direct_works
+ * whether the file can be opened for direct I/O.
+ */
+int image_probe(const char *path, bool *qcow2, bool *direct_works, struct error *err) must_check;
+
+#endif

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT
+/*
+ * list.c: what is attached.
+ */
+#include <stdlib.h>
+
+#include <jansson.h>
+
+#include "base/size.h"
+#include "cli/cli.h"
+#include "daemon/entry.h"
+
+static const struct option long_options[] = {
+	{"json", no_argument, NULL, 'J'},
+	{"all", no_argument, NULL, 'a'},
+	CLI_LONG_HELP,
+	{0},
+};
+
+static void human_print(const struct entry_list *list)
+{
+	if (!list->count)
+		return;
+	printf("%-3s %-14s %-8s %-8s %-6s %2s %9s %7s %s\n", "ID", "DEVICE", "STATE", "FRONTEND",
+	       "TARGET", "RO", "SIZE", "PID", "IMAGE");
+	for (size_t i = 0; i < list->count; i++) {
+		const struct entry *e = &list->entries[i];
+		char size[SIZE_TEXT_MAX], id[16] = "-";
+
+		if (e->id >= 0)
+			snprintf(id, sizeof(id), "%d", e->id);
+		printf("%-3s %-14s %-8s %-8s %-6s %2d %9s %7d ", id,
+		       e->device[0] ? e->device : "-", entry_state_name(e->state), e->frontend,
+		       e->target, e->read_only, size_format(e->size_bytes, size),
+		       (int)e->process.pid);
+		cli_print_name(stdout, e->image[0] ? e->image : "-");
+		putchar('\n');
+	}
+}
+
+static int json_print(const struct entry_list *list)
+{
+	json_t *array = json_array();
+	char *text;
+	int ret = array ? 0 : -1;
+
+	for (size_t i = 0; !ret && i < list->count; i++)
+		ret = json_array_append_new(array, entry_to_json(&list->entries[i]));
+	text = ret ? NULL : json_dumps(array, JSON_INDENT(4) | JSON_ENSURE_ASCII);
+	json_decref(array);
+	if (!text)
+		return cli_error(NULL, "out of memory");
+	puts(text);
+	free(text);
+	return CLI_OK;
+}
+
+static int run(const struct cli_command *cmd, int argc, char **argv)
+{
+	struct entry_list list = {0};
+	struct error err = {0};
+	struct statedir dir;
+	bool json = false;
+	int option, ret, status = CLI_OK;
+
+	while ((option = cli_option(cmd, argc, argv)) != -1)
+		if (option == 'J')
+			json = true;
+	if (optind < argc)
+		return cli_usage(cmd, "takes no arguments");
+
+	ret = statedir_open(&dir, false, &err);
+	if (ret && err.text[0])
+		return cli_fail(NULL, &err, ret);
+	ret = entry_list_read(&list, &dir, &err);
+	if (ret)
+		status = cli_fail(NULL, &err, ret);
+	else if (json)
+		status = json_print(&list);
+	else
+		human_print(&list);
+	if (list.unreadable)
+		status = cli_error(dir.path, "%u file(s) there are not the state of a device",
+				   list.unreadable);
+	entry_list_free(&list);
+	statedir_close(&dir);
+	return status;
+}
+
+const struct cli_command cli_command_list = {
+	.name = "list",
+	.summary = "say what is attached",
+	.synopsis = "[--json]",
+	.help = "Lists the attached devices. State: starting; live; stopping; dead, where the daemon was killed\n"
+		"and 'ublk-qcow2 del' has to clean up after it.\n"
+		"\n"
+		"  -J, --json  as a JSON array, one object for each device\n"
+		"  -a, --all   accepted for losetup's sake: all are listed anyway\n"
+		"  -h, --help  this text\n",
+	.short_options = "Ja",
+	.long_options = long_options,
+	.run = run,
+};

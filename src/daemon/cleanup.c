@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: MIT
+/*
+ * cleanup.c: see cleanup.h. Each front end knows what its devices leave; here it is decided that they
+ * are ours.
+ *
+ * A device number may have been given to somebody else since. A ublk device is removed only if nobody
+ * serves it; what the fuse front end left is in the folder of state, with marks of its own.
+ *
+ * I/O that a dead daemon had submitted may still land on the image (durability, rule 15). The open file
+ * description that does it carries the daemon's image locks, and the I/O keeps it alive: when the locks
+ * are gone, so is the I/O.
+ */
+#include "daemon/cleanup.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "ublk/ublk.h"
+
+/* Until it is there. */
+int fuse_orphan_remove(const char *run_dir, int id, struct error *err) __attribute__((weak));
+
+#define UBLK_DEVICES_MAX 4096
+
+/* QEMU's image locks lie at 100 to 103 and 200 to 203. */
+#define LOCK_FIRST	100
+#define LOCK_BYTES	104
+#define LOCK_TIMEOUT_MS 10000
+#define LOCK_RETRY_MS	20
+
+/* Somebody else may have taken the image at once; that cannot be told apart, so the wait is bounded. */
+static void image_wait(const struct entry *e)
+{
+	struct timespec pause = {.tv_nsec = LOCK_RETRY_MS * 1000000L};
+	int fd;
+
+	if (!e->image[0])
+		return;
+	fd = open(e->image, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	if (fd < 0)
+		return;
+	for (int waited_ms = 0; waited_ms < LOCK_TIMEOUT_MS; waited_ms += LOCK_RETRY_MS) {
+		struct flock lock = {
+			.l_type = F_WRLCK,
+			.l_whence = SEEK_SET,
+			.l_start = LOCK_FIRST,
+			.l_len = LOCK_BYTES,
+		};
+
+		if (fcntl(fd, F_OFD_GETLK, &lock) || lock.l_type == F_UNLCK)
+			break;
+		nanosleep(&pause, NULL);
+	}
+	close(fd);
+}
+
+static int ublk_clean(const struct entry *e, struct error *note, struct error *err)
+{
+	struct ublk_device *devices;
+	bool lingers = false, left = false;
+	int count, ret = 0;
+
+	if (e->id < 0)
+		return 0;
+	devices = calloc(UBLK_DEVICES_MAX, sizeof(*devices));
+	if (!devices)
+		return error_set(err, -ENOMEM, "out of memory");
+	count = ublk_devices(devices, UBLK_DEVICES_MAX, err);
+	for (int i = 0; i < count && i < UBLK_DEVICES_MAX; i++)
+		left |= devices[i].id == (unsigned)e->id && !devices[i].served;
+	free(devices);
+	if (count < 0)
+		return count;
+	if (left)
+		ret = ublk_device_delete((unsigned)e->id, &lingers, err);
+	if (ret == -ENODEV)
+		return 0;
+	if (!ret && lingers)
+		error_set(note, 0, "is open somewhere: its number is free when it is closed");
+	return ret;
+}
+
+static int fuse_clean(const struct statedir *dir, const struct entry *e, struct error *note,
+		      struct error *err)
+{
+	struct error text = {0};
+	int ret;
+
+	if (e->id < 0 || !fuse_orphan_remove)
+		return 0;
+	ret = fuse_orphan_remove(dir->path, e->id, &text);
+	if (ret == -ENOENT)
+		return 0;
+	if (ret == -EBUSY) {
+		error_set(note, 0, "%s", error_text(&text, ret));
+		return 0;
+	}
+	return ret ? error_set(err, ret, "%s", error_text(&text, ret)) : 0;
+}
+
+int cleanup_entry(const struct statedir *dir, const struct entry *e, struct error *note,
+		  struct error *err)
+{
+	int ret = 0;
+
+	if (strcmp(e->frontend, "ublk") == 0)
+		ret = ublk_clean(e, note, err);
+	else if (strcmp(e->frontend, "fuse") == 0)
+		ret = fuse_clean(dir, e, note, err);
+	if (ret)
+		return ret;
+	image_wait(e);
+	entry_remove(e, dir);
+	return 0;
+}
+
+int cleanup_process(struct statedir *dir, pid_t pid, struct error *err)
+{
+	struct error note = {0};
+	struct entry_list list;
+	int ret;
+
+	ret = statedir_lock(dir, err);
+	if (ret)
+		return ret;
+	ret = entry_list_read(&list, dir, err);
+	for (size_t i = 0; !ret && i < list.count; i++) {
+		const struct entry *e = &list.entries[i];
+
+		if (e->process.pid == pid && e->state == ENTRY_DEAD)
+			ret = cleanup_entry(dir, e, &note, err);
+	}
+	entry_list_free(&list);
+	statedir_unlock(dir);
+	return ret;
+}

@@ -1,0 +1,465 @@
+// SPDX-License-Identifier: MIT
+/*
+ * daemon.c: the life of one attached device; see daemon.h.
+ *
+ * The main thread opens the target, starts the front end (which has threads of its own for the I/O),
+ * and then waits for signals, control requests, and the front end's word that the device has gone.
+ *
+ *     registered --> target open --> device there --> serving --> device gone --> target closed
+ *     (entry: starting)               (entry: live)    ^    |     (entry: stopping)  (no entry)
+ *                                                      +----+ in use: goes on
+ *
+ * Invariants:
+ *  1. The entry exists from before the first thing that could be left behind until after the last, so
+ *     that whatever a killed daemon leaves can be found by `del`. It stays where the front end could
+ *     not take the device away.
+ *  2. Two daemons never register the same writable image or the same device number: registering is
+ *     looking and writing under the lock of the folder of state. (QEMU's image locks, taken by the
+ *     target, keep everybody else away; here it is about a message that names the other device.)
+ *  3. A device in use is not taken away by a signal, nor by `del` without force.
+ *  4. Signals are blocked before the first thread starts, and are taken from a signalfd.
+ */
+#include "daemon/daemon.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/math.h"
+#include "daemon/control.h"
+#include "daemon/entry.h"
+#include "daemon/inuse.h"
+#include "daemon/statedir.h"
+
+/* Until it is there. */
+extern const struct frontend_ops frontend_fuse __attribute__((weak));
+
+struct daemon {
+	struct daemon_config config;
+	struct statedir dir;
+	struct entry entry;
+	bool registered;
+	int signal_fd;
+	struct control control;
+	struct target *target;
+	const struct frontend_ops *frontend_ops;
+	struct frontend *frontend;
+	bool done; /* the device is gone */
+	int ret;   /* what that ended with */
+};
+
+const struct frontend_ops *daemon_frontend_find(const char *name)
+{
+	const struct frontend_ops *frontends[] = {&frontend_ublk, &frontend_fuse};
+
+	for (size_t i = 0; i < ARRAY_LEN(frontends); i++)
+		if (frontends[i] && strcmp(frontends[i]->name, name) == 0)
+			return frontends[i];
+	return NULL;
+}
+
+/* ---- attaching ---- */
+
+static int frontend_choose(struct daemon *d, struct daemon_report *report, struct error *err)
+{
+	struct error why = {0};
+	char text[1200];
+	int ret;
+
+	d->frontend_ops = d->config.frontend;
+	if (!d->frontend_ops && d->config.no_loop)
+		d->frontend_ops = &frontend_fuse;
+	if (!d->frontend_ops) {
+		d->frontend_ops = &frontend_ublk;
+		ret = frontend_ublk.probe(&why);
+		if (!ret)
+			return 0;
+		snprintf(text, sizeof(text), "ublk does not work here (%s): using fuse",
+			 error_text(&why, ret));
+		report->note(report, text);
+		d->frontend_ops = &frontend_fuse;
+		memset(&why, 0, sizeof(why));
+	}
+	if (!d->frontend_ops)
+		return error_set(err, -EOPNOTSUPP, "this program was built without fuse");
+	ret = d->frontend_ops->probe(&why);
+	return ret ? error_set(err, ret, "%s does not work here: %s", d->frontend_ops->name,
+			       error_text(&why, ret))
+		   : 0;
+}
+
+/* Whether @other, which is registered, keeps @e from being so. */
+static int conflict_check(const struct entry *e, const struct entry *other, struct error *err)
+{
+	bool writable = !e->read_only || !other->read_only;
+	const char *device = other->device[0] ? other->device : "a device that is being made";
+
+	if (e->image_id[0] && strcmp(e->image_id, other->image_id) == 0) {
+		if (other->state == ENTRY_DEAD)
+			return error_set(err, -EBUSY,
+					 "was attached as %s by process %d, which died: 'ublk-qcow2 del' "
+					 "cleans up after it",
+					 device, (int)other->process.pid);
+		if (writable)
+			return error_set(err, -EBUSY, "is already attached as %s (process %d)", device,
+					 (int)other->process.pid);
+	}
+	if (e->id >= 0 && e->id == other->id && strcmp(e->frontend, other->frontend) == 0)
+		return error_set(err, -EEXIST, "number %d is %s, of process %d%s", e->id, device,
+				 (int)other->process.pid,
+				 other->state == ENTRY_DEAD ? " which died: 'ublk-qcow2 del' cleans up after it"
+							    : "");
+	return 0;
+}
+
+/* Under the lock of the folder; invariant 2. */
+static int entry_register(struct daemon *d, struct error *err)
+{
+	struct entry_list list;
+	int ret;
+
+	ret = entry_list_read(&list, &d->dir, err);
+	for (size_t i = 0; !ret && i < list.count; i++)
+		ret = conflict_check(&d->entry, &list.entries[i], err);
+	entry_list_free(&list);
+	if (ret)
+		return ret;
+	ret = entry_write(&d->entry, &d->dir, err);
+	d->registered = !ret;
+	return ret;
+}
+
+static int entry_fill(struct daemon *d, struct error *err)
+{
+	const struct target_options *o = &d->config.target_options;
+	struct entry *e = &d->entry;
+	struct stat st;
+	int ret;
+
+	ret = entry_init(e, err);
+	if (ret)
+		return ret;
+	e->state = ENTRY_STARTING;
+	e->id = d->config.id;
+	e->queues = o->queues;
+	e->depth = o->depth;
+	e->read_only = o->read_only;
+	e->direct = o->direct;
+	e->started = time(NULL);
+	snprintf(e->frontend, sizeof(e->frontend), "%s", d->frontend_ops->name);
+	snprintf(e->target, sizeof(e->target), "%s", d->config.target->name);
+	if (!o->path)
+		return 0;
+	if (stat(o->path, &st))
+		return error_set(err, -errno, "%s", strerror(errno));
+	entry_image_id(e->image_id, &st);
+	snprintf(e->image, sizeof(e->image), "%s", o->path);
+	return 0;
+}
+
+static int signals_take(struct daemon *d, struct error *err)
+{
+	sigset_t set;
+
+	signal(SIGPIPE, SIG_IGN);
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	d->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	return d->signal_fd < 0 ? error_set(err, -errno, "signalfd: %s", strerror(errno)) : 0;
+}
+
+/*
+ * A block device's server must not be what the kernel kills, or swaps out, when memory is short. All of
+ * it needs privileges; without them it is done without.
+ */
+static void process_harden(void)
+{
+	struct rlimit limit;
+	int fd;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+		limit.rlim_cur = limit.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &limit);
+	}
+	fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+	if (fd >= 0) {
+		if (write(fd, "-1000", 5) != 5)
+			log_debug("the out-of-memory killer's score cannot be lowered");
+		close(fd);
+	}
+	frontend_protect_process();
+}
+
+static void request_serve(void *arg, struct control_client *client,
+			  const struct control_request *request);
+
+static int device_start(struct daemon *d, struct daemon_report *report, struct error *err)
+{
+	const struct target_options *o = &d->config.target_options;
+	const char *slash = o->path ? strrchr(o->path, '/') : NULL;
+	struct frontend_options options = {
+		.id = d->config.id,
+		.depth = o->depth,
+		.no_loop = d->config.no_loop,
+		.run_dir = d->dir.path,
+		.name = slash ? slash + 1 : d->config.target->name,
+	};
+	char text[128];
+	int ret;
+
+	ret = d->config.target->open(&d->target, o, err);
+	if (ret)
+		return ret;
+	options.queues = min_of(o->queues, d->target->limits.max_queues);
+	if (options.queues < o->queues) {
+		snprintf(text, sizeof(text), "the %s target serves %u queue%s, not %u",
+			 d->config.target->name, options.queues, options.queues == 1 ? "" : "s",
+			 o->queues);
+		report->note(report, text);
+	}
+	ret = d->frontend_ops->start(&d->frontend, d->target, &options, err);
+	/* Its queue is stuck in the target, which so must not be closed; see frontend.h. */
+	if (ret == -ETIMEDOUT)
+		d->target = NULL;
+	if (ret)
+		return ret;
+
+	d->entry.state = ENTRY_LIVE;
+	d->entry.id = d->frontend_ops->id(d->frontend);
+	snprintf(d->entry.device, sizeof(d->entry.device), "%s",
+		 d->frontend_ops->device(d->frontend));
+	d->entry.queues = options.queues;
+	d->entry.size_bytes = d->target->limits.size_bytes;
+	d->entry.read_only = d->target->limits.read_only;
+	return entry_write(&d->entry, &d->dir, err);
+}
+
+/* Takes the device away and closes the target. The first error is returned, and all are logged. */
+static int device_stop(struct daemon *d, struct error *err)
+{
+	struct error close_err = {0};
+	int ret = 0, close_ret = 0;
+
+	if (d->frontend) {
+		ret = d->frontend_ops->stop(d->frontend, err);
+		d->frontend = NULL;
+		if (ret)
+			log_err("%s: %s", d->entry.device, error_text(err, ret));
+	}
+	/* A queue that did not end still uses the target; see frontend.h. */
+	if (ret != -ETIMEDOUT && d->target) {
+		close_ret = d->target->ops->close(d->target, &close_err);
+		if (close_ret)
+			log_err("%s: %s", d->entry.image[0] ? d->entry.image : d->entry.target,
+				error_text(&close_err, close_ret));
+	}
+	d->target = NULL;
+	if (ret) {
+		/* Invariant 1: for `del` to find. */
+		d->registered = false;
+		return ret;
+	}
+	if (close_ret)
+		error_set(err, close_ret, "%s", error_text(&close_err, close_ret));
+	return close_ret;
+}
+
+static void daemon_destroy(struct daemon *d)
+{
+	control_close(&d->control);
+	if (d->registered)
+		entry_remove(&d->entry, &d->dir);
+	if (d->signal_fd >= 0)
+		close(d->signal_fd);
+	statedir_close(&d->dir);
+	free(d);
+}
+
+int daemon_attach(struct daemon **out, const struct daemon_config *config,
+		  struct daemon_report *report, struct error *err)
+{
+	struct daemon *d = calloc(1, sizeof(*d));
+	struct error stop_err = {0};
+	int ret;
+
+	if (!d)
+		return error_set(err, -ENOMEM, "out of memory");
+	d->config = *config;
+	d->signal_fd = d->control.fd = d->dir.fd = d->dir.lock_fd = -1;
+	d->control.serve = request_serve;
+	d->control.arg = d;
+
+	ret = frontend_choose(d, report, err);
+	if (!ret)
+		ret = statedir_open(&d->dir, true, err);
+	if (!ret)
+		ret = entry_fill(d, err);
+	if (!ret)
+		ret = signals_take(d, err);
+	if (!ret)
+		ret = statedir_lock(&d->dir, err);
+	if (!ret) {
+		ret = entry_register(d, err);
+		statedir_unlock(&d->dir);
+	}
+	if (!ret)
+		ret = control_open(&d->control, &d->dir, d->entry.key, err);
+	if (!ret) {
+		process_harden();
+		ret = device_start(d, report, err);
+	}
+	if (ret) {
+		/* What went wrong first is what the user reads; this has been logged. */
+		(void)!device_stop(d, &stop_err);
+		/* Invariant 1: what a stuck thread holds goes away with the process, later. */
+		if (ret == -ETIMEDOUT)
+			d->registered = false;
+		daemon_destroy(d);
+		return ret;
+	}
+	*out = d;
+	return 0;
+}
+
+/* ---- serving ---- */
+
+/* Whether the device is free to go; else @text says why not. */
+static bool device_unused(const struct daemon *d, char *text, size_t size)
+{
+	int busy = d->frontend_ops->busy(d->frontend);
+
+	if (busy == 0)
+		return true;
+	if (busy > 0)
+		inuse_describe(d->entry.device, text, size);
+	else
+		snprintf(text, size, "may be in use (%s)", strerror(-busy));
+	return false;
+}
+
+static int daemon_stop(struct daemon *d, struct error *err)
+{
+	struct error ignored = {0};
+
+	d->entry.state = ENTRY_STOPPING;
+	if (entry_write(&d->entry, &d->dir, &ignored))
+		log_warn("%s", ignored.text);
+	d->ret = device_stop(d, err);
+	d->done = true;
+	if (d->registered)
+		entry_remove(&d->entry, &d->dir);
+	d->registered = false;
+	if (!d->ret)
+		log_info("%s: detached", d->entry.device);
+	return d->ret;
+}
+
+static void request_serve(void *arg, struct control_client *client,
+			  const struct control_request *request)
+{
+	struct daemon *d = arg;
+	struct error err = {0};
+	char why[512];
+
+	if (request->command == CONTROL_STATUS) {
+		control_reply_ok(client, entry_to_json(&d->entry));
+		return;
+	}
+	if (d->done) {
+		control_reply_error(client, "is being detached already");
+		return;
+	}
+	if (!request->force && !device_unused(d, why, sizeof(why))) {
+		control_reply_error(client, why);
+		return;
+	}
+	if (daemon_stop(d, &err))
+		control_reply_error(client, error_text(&err, d->ret));
+	else
+		control_reply_ok(client, NULL);
+}
+
+static void signals_serve(struct daemon *d)
+{
+	struct signalfd_siginfo info;
+	struct error err = {0};
+	char why[512];
+
+	while (!d->done && read(d->signal_fd, &info, sizeof(info)) == sizeof(info)) {
+		if (info.ssi_signo == SIGHUP)
+			continue;
+		if (!device_unused(d, why, sizeof(why))) {
+			log_warn("%s %s: it goes on being served, signal %s is ignored",
+				 d->entry.device, why,
+				 info.ssi_signo == SIGINT ? "SIGINT" : "SIGTERM");
+			continue;
+		}
+		/* An error has been logged, and is the exit status. */
+		(void)!daemon_stop(d, &err);
+	}
+}
+
+const char *daemon_device(const struct daemon *d)
+{
+	return d->entry.device;
+}
+
+int daemon_detach(struct daemon *d)
+{
+	struct error err = {0};
+	int ret = daemon_stop(d, &err);
+
+	daemon_destroy(d);
+	return ret;
+}
+
+int daemon_serve(struct daemon *d)
+{
+	int ret;
+
+	log_info("%s: serves %s (%s, %s)", d->entry.device,
+		 d->entry.image[0] ? d->entry.image : d->entry.target, d->entry.target,
+		 d->entry.frontend);
+	while (!d->done) {
+		struct pollfd pfds[2 + CONTROL_POLL_MAX];
+		struct error err = {0};
+		int timeout_ms = -1;
+		unsigned count;
+
+		pfds[0] = (struct pollfd){.fd = d->signal_fd, .events = POLLIN};
+		pfds[1] = (struct pollfd){.fd = d->frontend_ops->gone_fd(d->frontend), .events = POLLIN};
+		count = control_poll_prepare(&d->control, pfds + 2, &timeout_ms);
+		if (poll(pfds, 2 + count, timeout_ms) < 0) {
+			if (errno == EINTR)
+				continue;
+			log_err("poll: %s", strerror(errno));
+			sleep(1);
+			continue;
+		}
+		if (pfds[1].fd >= 0 && pfds[1].revents) {
+			log_warn("%s: has gone away", d->entry.device);
+			(void)!daemon_stop(d, &err);
+			break;
+		}
+		if (pfds[0].revents)
+			signals_serve(d);
+		if (!d->done)
+			control_poll_done(&d->control, pfds + 2, count);
+	}
+	ret = d->ret;
+	daemon_destroy(d);
+	return ret;
+}

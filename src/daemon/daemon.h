@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * daemon.h: the life of one attached device, from the image to the end of the process.
+ */
+#ifndef DAEMON_DAEMON_H
+#define DAEMON_DAEMON_H
+
+#include <stdbool.h>
+
+#include "base/error.h"
+#include "target/frontend.h"
+#include "target/target.h"
+
+struct daemon_config {
+	const struct target_ops *target;
+	struct target_options target_options; /* path absolute; queues as asked for */
+	const struct frontend_ops *frontend;  /* NULL: ublk if it is there, else fuse */
+	int id;				      /* -1: any */
+	bool no_loop;
+};
+
+/* What the user is told while a device is attached. Texts are one line. */
+struct daemon_report {
+	void (*note)(struct daemon_report *report, const char *text);
+	/* 0: somebody still wants the device. */
+	int (*usable)(struct daemon_report *report, const char *device);
+};
+
+struct daemon;
+
+/* The front end of that name; NULL if there is none. */
+const struct frontend_ops *daemon_frontend_find(const char *name);
+
+/*
+ * Attaches the device in this process; on error nothing is left. Blocks SIGTERM, SIGINT and SIGHUP
+ * for good: daemon_serve() takes them.
+ */
+int daemon_attach(struct daemon **out, const struct daemon_config *config,
+		  struct daemon_report *report, struct error *err) must_check;
+/*
+ * Serves until the device is detached, by whatever cause, and frees @d. An error is one that lost
+ * something, or left something behind; it has been logged.
+ */
+int daemon_serve(struct daemon *d) must_check;
+/* Takes the device away at once, and frees @d. */
+int daemon_detach(struct daemon *d) must_check;
+const char *daemon_device(const struct daemon *d);
+
+/*
+ * Attaches in the foreground: returns when the device is gone. Messages go to standard error, the
+ * device's path to standard output.
+ */
+int daemon_run(const struct daemon_config *config, struct daemon_report *report,
+	       struct error *err) must_check;
+/*
+ * Attaches in a new process, which serves in the background. Returns when the device is usable, or
+ * with the error that the process met. A process that dies or hangs is an error as well.
+ */
+int daemon_spawn(const struct daemon_config *config, struct daemon_report *report,
+		 struct error *err) must_check;
+
+#endif

@@ -1,0 +1,385 @@
+// SPDX-License-Identifier: MIT
+/*
+ * entry.c: see entry.h.
+ *
+ * A file name may be any bytes, a JSON string may not: names are stored twice where it matters, as
+ * text for people ("image") and, if that is not the same, in hexadecimal ("image_bytes").
+ */
+#include "daemon/entry.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <jansson.h>
+
+#include "base/math.h"
+#include "base/text.h"
+
+#define FILE_BYTES_MAX (64 * 1024)
+#define ENTRIES_MAX    65536
+
+static const char *const state_names[] = {
+	[ENTRY_STARTING] = "starting",
+	[ENTRY_LIVE] = "live",
+	[ENTRY_STOPPING] = "stopping",
+	[ENTRY_DEAD] = "dead",
+};
+
+const char *entry_state_name(enum entry_state state)
+{
+	return state_names[state];
+}
+
+void entry_image_id(char out[64], const struct stat *st)
+{
+	if (S_ISBLK(st->st_mode))
+		snprintf(out, 64, "block:%u:%u", major(st->st_rdev), minor(st->st_rdev));
+	else
+		snprintf(out, 64, "file:%ju:%ju", (uintmax_t)st->st_dev, (uintmax_t)st->st_ino);
+}
+
+int entry_init(struct entry *e, struct error *err)
+{
+	int ret = process_self(&e->process);
+
+	if (ret)
+		return error_set(err, ret, "cannot read /proc: %s", strerror(-ret));
+	snprintf(e->key, sizeof(e->key), "%d-%" PRIu64, (int)e->process.pid, e->process.start_ticks);
+	return 0;
+}
+
+/* ---- to JSON ---- */
+
+/* A failure leaves the key out; entry_to_json() looks at the count of keys. */
+static void put(json_t *object, const char *key, json_t *value)
+{
+	json_object_set_new(object, key, value);
+}
+
+static json_t *name_json(const char *name)
+{
+	char *text = text_escape(name);
+	json_t *value = text && *name ? json_string(text) : json_null();
+
+	free(text);
+	return value;
+}
+
+json_t *entry_to_json(const struct entry *e)
+{
+	json_t *o = json_object();
+
+	put(o, "id", e->id >= 0 ? json_integer(e->id) : json_null());
+	put(o, "device", name_json(e->device));
+	put(o, "image", name_json(e->image));
+	put(o, "pid", json_integer(e->process.pid));
+	put(o, "frontend", json_string(e->frontend));
+	put(o, "target", json_string(e->target));
+	put(o, "state", json_string(entry_state_name(e->state)));
+	put(o, "size", json_integer((json_int_t)e->size_bytes));
+	put(o, "queues", json_integer(e->queues));
+	put(o, "depth", json_integer(e->depth));
+	put(o, "read_only", json_boolean(e->read_only));
+	put(o, "cache", json_string(e->direct ? "direct" : "buffered"));
+	put(o, "started", json_integer(e->started));
+	if (json_object_size(o) != 13) {
+		json_decref(o);
+		return NULL;
+	}
+	return o;
+}
+
+static json_t *bytes_json(const char *name)
+{
+	size_t len = strlen(name);
+	char *text = malloc(2 * len + 1);
+	json_t *value;
+
+	if (!text)
+		return NULL;
+	for (size_t i = 0; i < len; i++)
+		sprintf(text + 2 * i, "%02x", (unsigned char)name[i]);
+	text[2 * len] = '\0';
+	value = json_string(text);
+	free(text);
+	return value;
+}
+
+static char *file_text(const struct entry *e)
+{
+	json_t *o = entry_to_json(e);
+	size_t keys = o ? json_object_size(o) : 0;
+	char *text = NULL;
+
+	if (!o)
+		return NULL;
+	put(o, "image_bytes", bytes_json(e->image));
+	put(o, "device_bytes", bytes_json(e->device));
+	put(o, "image_id", json_string(e->image_id));
+	put(o, "start_ticks", json_integer((json_int_t)e->process.start_ticks));
+	put(o, "boot_id", json_string(e->process.boot_id));
+	if (json_object_size(o) == keys + 5)
+		text = json_dumps(o, JSON_INDENT(4));
+	json_decref(o);
+	return text;
+}
+
+static int all_write(int fd, const char *text)
+{
+	size_t len = strlen(text), done = 0;
+
+	while (done < len) {
+		ssize_t n = write(fd, text + done, len - done);
+
+		if (n < 0 && errno != EINTR)
+			return -errno;
+		if (n > 0)
+			done += (size_t)n;
+	}
+	return 0;
+}
+
+int entry_write(const struct entry *e, const struct statedir *dir, struct error *err)
+{
+	char name[ENTRY_KEY_MAX + 8], temp[ENTRY_KEY_MAX + 8];
+	char *text = file_text(e);
+	int fd, ret = 0;
+
+	if (!text)
+		return error_set(err, -ENOMEM, "out of memory");
+	snprintf(name, sizeof(name), "%s.json", e->key);
+	snprintf(temp, sizeof(temp), "%s.tmp", e->key);
+	fd = openat(dir->fd, temp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (fd < 0) {
+		ret = -errno;
+	} else {
+		ret = all_write(fd, text);
+		if (close(fd) && !ret)
+			ret = -errno;
+		if (!ret && renameat(dir->fd, temp, dir->fd, name))
+			ret = -errno;
+		if (ret)
+			unlinkat(dir->fd, temp, 0);
+	}
+	free(text);
+	return ret ? error_set(err, ret, "%s/%s: cannot write: %s", dir->path, name, strerror(-ret))
+		   : 0;
+}
+
+void entry_remove(const struct entry *e, const struct statedir *dir)
+{
+	static const char *const suffixes[] = {"sock", "tmp", "json"};
+
+	/* The entry last: as long as anything is left, somebody can find it. */
+	for (size_t i = 0; i < ARRAY_LEN(suffixes); i++) {
+		char name[ENTRY_KEY_MAX + 8];
+
+		snprintf(name, sizeof(name), "%s.%s", e->key, suffixes[i]);
+		unlinkat(dir->fd, name, 0);
+	}
+}
+
+/* ---- from JSON: the folder is ours, yet what is read is checked ---- */
+
+static int string_get(const json_t *o, const char *key, char *out, size_t size)
+{
+	const char *text = json_string_value(json_object_get(o, key));
+
+	if (!text || strlen(text) >= size)
+		return -EINVAL;
+	strcpy(out, text);
+	return 0;
+}
+
+static int bytes_get(const json_t *o, const char *key, char *out, size_t size)
+{
+	const char *text = json_string_value(json_object_get(o, key));
+	size_t len = text ? strlen(text) : 0;
+
+	if (!text || len % 2 || len / 2 >= size)
+		return -EINVAL;
+	for (size_t i = 0; i < len / 2; i++) {
+		unsigned byte;
+
+		if (sscanf(text + 2 * i, "%2x", &byte) != 1 || !byte)
+			return -EINVAL;
+		out[i] = (char)byte;
+	}
+	out[len / 2] = '\0';
+	return 0;
+}
+
+static int integer_get(const json_t *o, const char *key, int64_t min, int64_t max, int64_t *out)
+{
+	const json_t *value = json_object_get(o, key);
+
+	if (!json_is_integer(value))
+		return -EINVAL;
+	*out = json_integer_value(value);
+	return *out < min || *out > max ? -ERANGE : 0;
+}
+
+static int state_get(const json_t *o, enum entry_state *out)
+{
+	const char *text = json_string_value(json_object_get(o, "state"));
+
+	for (size_t i = 0; text && i < ENTRY_DEAD; i++) {
+		if (strcmp(text, state_names[i]) == 0) {
+			*out = (enum entry_state)i;
+			return 0;
+		}
+	}
+	return -EINVAL;
+}
+
+static int entry_from_json(struct entry *e, const json_t *o)
+{
+	int64_t pid, ticks, size, queues, depth, id = -1;
+	char cache[16];
+
+	if (state_get(o, &e->state) || string_get(o, "frontend", e->frontend, sizeof(e->frontend)) ||
+	    string_get(o, "target", e->target, sizeof(e->target)) ||
+	    string_get(o, "image_id", e->image_id, sizeof(e->image_id)) ||
+	    string_get(o, "boot_id", e->process.boot_id, sizeof(e->process.boot_id)) ||
+	    string_get(o, "cache", cache, sizeof(cache)) ||
+	    bytes_get(o, "image_bytes", e->image, sizeof(e->image)) ||
+	    bytes_get(o, "device_bytes", e->device, sizeof(e->device)) ||
+	    integer_get(o, "pid", 1, INT_MAX, &pid) ||
+	    integer_get(o, "start_ticks", 0, INT64_MAX, &ticks) ||
+	    integer_get(o, "size", 0, INT64_MAX, &size) ||
+	    integer_get(o, "queues", 0, UINT16_MAX, &queues) ||
+	    integer_get(o, "depth", 0, UINT16_MAX, &depth) ||
+	    integer_get(o, "started", 0, INT64_MAX, &e->started))
+		return -EINVAL;
+	if (!json_is_null(json_object_get(o, "id")) && integer_get(o, "id", 0, INT_MAX, &id))
+		return -EINVAL;
+	e->process.pid = (pid_t)pid;
+	e->process.start_ticks = (uint64_t)ticks;
+	e->size_bytes = (uint64_t)size;
+	e->queues = (unsigned)queues;
+	e->depth = (unsigned)depth;
+	e->id = (int)id;
+	e->read_only = json_is_true(json_object_get(o, "read_only"));
+	e->direct = strcmp(cache, "direct") == 0;
+	return 0;
+}
+
+/* -ENOENT: it has just been removed. */
+static int entry_read(struct entry *e, const struct statedir *dir, const char *name)
+{
+	size_t stem = strlen(name) - strlen(".json");
+	int fd, ret = -EINVAL;
+	char *text = NULL;
+	ssize_t len;
+	json_t *o;
+
+	memset(e, 0, sizeof(*e));
+	if (stem >= sizeof(e->key))
+		return -EINVAL;
+	memcpy(e->key, name, stem);
+	fd = openat(dir->fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+	if (fd < 0)
+		return -errno;
+	text = malloc(FILE_BYTES_MAX);
+	len = text ? read(fd, text, FILE_BYTES_MAX) : -1;
+	close(fd);
+	if (len > 0 && len < FILE_BYTES_MAX) {
+		o = json_loadb(text, (size_t)len, 0, NULL);
+		if (o)
+			ret = entry_from_json(e, o);
+		json_decref(o);
+	}
+	free(text);
+	if (!ret && !process_alive(&e->process)) {
+		/* A daemon that ends in order removes its entry first. */
+		if (faccessat(dir->fd, name, F_OK, AT_SYMLINK_NOFOLLOW))
+			return -ENOENT;
+		e->state = ENTRY_DEAD;
+	}
+	return ret;
+}
+
+static int entry_compare(const void *a, const void *b)
+{
+	const struct entry *x = a, *y = b;
+
+	if (x->id != y->id)
+		return x->id < y->id ? -1 : 1;
+	return strcmp(x->device, y->device);
+}
+
+static bool is_entry_name(const char *name)
+{
+	size_t len = strlen(name);
+
+	return len > 5 && strcmp(name + len - 5, ".json") == 0;
+}
+
+static int list_grow(struct entry_list *list)
+{
+	struct entry *entries;
+
+	if (list->count & (list->count - 1))
+		return 0;
+	/* A power of two, or none: full. */
+	entries = realloc(list->entries, (list->count ? 2 * list->count : 1) * sizeof(*entries));
+	if (!entries)
+		return -ENOMEM;
+	list->entries = entries;
+	return 0;
+}
+
+int entry_list_read(struct entry_list *list, const struct statedir *dir, struct error *err)
+{
+	struct dirent *file;
+	int fd, ret = 0;
+	DIR *d;
+
+	memset(list, 0, sizeof(*list));
+	if (dir->fd < 0)
+		return 0;
+	fd = openat(dir->fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	d = fd >= 0 ? fdopendir(fd) : NULL;
+	if (!d) {
+		ret = -errno;
+		if (fd >= 0)
+			close(fd);
+		return error_set(err, ret, "%s: cannot read this folder: %s", dir->path,
+				 strerror(-ret));
+	}
+	while (!ret && list->count < ENTRIES_MAX && (file = readdir(d))) {
+		if (!is_entry_name(file->d_name))
+			continue;
+		ret = list_grow(list);
+		if (ret) {
+			error_set(err, ret, "out of memory");
+			break;
+		}
+		switch (entry_read(&list->entries[list->count], dir, file->d_name)) {
+		case 0:
+			list->count++;
+			break;
+		case -ENOENT:
+			break;
+		default:
+			list->unreadable++;
+		}
+	}
+	closedir(d);
+	if (list->count)
+		qsort(list->entries, list->count, sizeof(*list->entries), entry_compare);
+	return ret;
+}
+
+void entry_list_free(struct entry_list *list)
+{
+	free(list->entries);
+	memset(list, 0, sizeof(*list));
+}

@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * entry.h: what is known of one attached device, as a file KEY.json in the folder of state.
+ *
+ * The daemon alone writes its entry, as a whole and by rename, so that a reader sees an old state or a
+ * new one. It removes it when the device is gone. An entry whose process is gone is *dead*: the device,
+ * a mount or a loop device may be left, and `del` cleans them up and removes the entry. KEY is made of
+ * the process number and start time; the daemon's control socket is KEY.sock.
+ */
+#ifndef DAEMON_ENTRY_H
+#define DAEMON_ENTRY_H
+
+#include <limits.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/stat.h>
+
+#include "base/error.h"
+#include "daemon/process.h"
+#include "daemon/statedir.h"
+
+struct json_t;
+
+enum entry_state {
+	ENTRY_STARTING, /* the device is not there yet */
+	ENTRY_LIVE,
+	ENTRY_STOPPING,
+	ENTRY_DEAD, /* never in a file: seen by the reader */
+};
+
+#define ENTRY_KEY_MAX 48
+
+struct entry {
+	char key[ENTRY_KEY_MAX];
+	struct process process;
+	enum entry_state state;
+	int id; /* -1: not known yet */
+	char frontend[16];
+	char target[16];
+	char device[PATH_MAX];	 /* empty: not known yet */
+	char image[PATH_MAX];	 /* absolute; empty: none */
+	char image_id[64];	 /* the same for every name of one file; empty: none */
+	uint64_t size_bytes;
+	unsigned queues, depth;
+	bool read_only;
+	bool direct;
+	int64_t started; /* seconds since 1970 */
+};
+
+const char *entry_state_name(enum entry_state state);
+
+/* The identity of a file or block device, for entry.image_id. */
+void entry_image_id(char out[64], const struct stat *st);
+
+/* Fills in key and process for this process. */
+int entry_init(struct entry *e, struct error *err) must_check;
+int entry_write(const struct entry *e, const struct statedir *dir, struct error *err) must_check;
+/* Removes the file and the socket. */
+void entry_remove(const struct entry *e, const struct statedir *dir);
+
+struct entry_list {
+	struct entry *entries;
+	size_t count;
+	unsigned unreadable; /* files that are no entries */
+};
+
+/*
+ * All entries, by device id, with dead ones recognised. A folder that does not exist has none. The
+ * list is to be freed also on error.
+ */
+int entry_list_read(struct entry_list *list, const struct statedir *dir, struct error *err) must_check;
+void entry_list_free(struct entry_list *list);
+
+/* What `list --json` and a status request show; NULL without memory. */
+struct json_t *entry_to_json(const struct entry *e);
+
+#endif

@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: MIT
+/*
+ * spawn.c: the daemon in the foreground, and in a process of its own.
+ *
+ * In the background the parent forks twice with a session in between, so that the daemon has no
+ * terminal and cannot get one, and stays until the daemon has said how it went. Messages go through a
+ * sequenced-packet socket: one letter and a text.
+ *
+ *     P pid | N note | E error, ends it | D device, ends it
+ *
+ * The parent is the subreaper meanwhile, so that it learns how a daemon died that said nothing. The
+ * daemon closes everything it inherited but standard error, which it gives up right before it says D:
+ * whoever waits for the end of a pipe that the caller has, gets it.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "daemon/cleanup.h"
+#include "daemon/control.h"
+#include "daemon/daemon.h"
+#include "daemon/entry.h"
+
+#define START_TIMEOUT_MS 120000
+#define BURY_TIMEOUT_MS	 10000
+#define MESSAGE_MAX	 (PATH_MAX + 1024)
+/* Where the daemon keeps its end of the socket. */
+#define REPORT_FD 3
+
+static const char ident[] = "ublk-qcow2";
+
+
+int daemon_run(const struct daemon_config *config, struct daemon_report *report, struct error *err)
+{
+	struct daemon *d;
+	int ret;
+
+	log_open(false, ident, LOG_LEVEL_INFO);
+	ret = daemon_attach(&d, config, report, err);
+	if (ret)
+		return ret;
+	ret = report->usable(report, daemon_device(d));
+	if (ret) {
+		error_set(err, ret, "cannot say where the device is: %s", strerror(-ret));
+		/* Its errors are logged. */
+		(void)!daemon_detach(d);
+		return ret;
+	}
+	ret = daemon_serve(d);
+	return ret ? error_set(err, ret, "did not end well: see above") : 0;
+}
+
+/* ---- the daemon's side ---- */
+
+static int message_send(char letter, const char *text)
+{
+	char message[MESSAGE_MAX];
+	int len = snprintf(message, sizeof(message), "%c%s", letter, text);
+
+	if (len >= (int)sizeof(message))
+		len = sizeof(message) - 1;
+	return send(REPORT_FD, message, (size_t)len, MSG_NOSIGNAL) < 0 ? -errno : 0;
+}
+
+static void note_send(struct daemon_report *report, const char *text)
+{
+	/* Nobody may be there to read it any more; usable_send() finds out. */
+	(void)!message_send('N', text);
+}
+
+static int usable_send(struct daemon_report *report, const char *device)
+{
+	return message_send('D', device);
+}
+
+static void null_onto(int first, int last)
+{
+	int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+	for (int i = first; fd >= 0 && i <= last; i++)
+		dup2(fd, i);
+	if (fd > last)
+		close(fd);
+}
+
+/* In the last process; returns its exit status. */
+static int background_main(const struct daemon_config *config)
+{
+	struct daemon_report report = {.note = note_send, .usable = usable_send};
+	struct error err = {0};
+	char pid[16];
+	struct daemon *d;
+	int ret;
+
+	if (chdir("/")) {
+		message_send('E', "cannot enter /");
+		return 1;
+	}
+	umask(077);
+	/* Warnings of these first moments belong to the user, who is still there. */
+	log_open(false, ident, LOG_LEVEL_WARN);
+	snprintf(pid, sizeof(pid), "%d", (int)getpid());
+	(void)!message_send('P', pid);
+	ret = daemon_attach(&d, config, &report, &err);
+	if (ret) {
+		message_send('E', error_text(&err, ret));
+		return 1;
+	}
+	log_open(true, ident, LOG_LEVEL_INFO);
+	null_onto(STDERR_FILENO, STDERR_FILENO);
+	/* A device that nobody has heard of is not left behind. */
+	if (report.usable(&report, daemon_device(d)))
+		return daemon_detach(d) ? 1 : 0;
+	close(REPORT_FD);
+	return daemon_serve(d) ? 1 : 0;
+}
+
+static void background_start(const struct daemon_config *config, int fd)
+{
+	pid_t pid;
+
+	setsid();
+	pid = fork();
+	if (pid < 0)
+		_exit(1);
+	if (pid > 0)
+		_exit(0);
+	null_onto(STDIN_FILENO, STDOUT_FILENO);
+	if (dup2(fd, REPORT_FD) < 0 || close_range(REPORT_FD + 1, ~0u, 0))
+		_exit(1);
+	fcntl(REPORT_FD, F_SETFD, FD_CLOEXEC);
+	exit(background_main(config));
+}
+
+/* ---- the parent's side ---- */
+
+struct parent {
+	int fd;
+	pid_t daemon; /* 0: not known */
+	struct daemon_report *report;
+	bool ended; /* E or D came */
+	int ret;
+};
+
+static void message_take(struct parent *p, char *message, struct error *err)
+{
+	switch (message[0]) {
+	case 'P':
+		p->daemon = (pid_t)atoi(message + 1);
+		break;
+	case 'N':
+		p->report->note(p->report, message + 1);
+		break;
+	case 'E':
+		p->ended = true;
+		p->ret = error_set(err, -EIO, "%s", message + 1);
+		break;
+	case 'D':
+		p->ended = true;
+		p->ret = p->report->usable(p->report, message + 1);
+		break;
+	}
+}
+
+/* 0, or -ETIMEDOUT, or -EPIPE: it ended without a word. */
+static int messages_take(struct parent *p, struct error *err)
+{
+	uint64_t deadline_ms = control_now_ms() + START_TIMEOUT_MS;
+
+	while (!p->ended) {
+		struct pollfd pfd = {.fd = p->fd, .events = POLLIN};
+		uint64_t now = control_now_ms();
+		char message[MESSAGE_MAX + 1];
+		ssize_t len;
+
+		if (now >= deadline_ms)
+			return -ETIMEDOUT;
+		if (poll(&pfd, 1, (int)(deadline_ms - now)) <= 0)
+			continue;
+		len = recv(p->fd, message, MESSAGE_MAX, MSG_DONTWAIT);
+		if (len < 0 && (errno == EAGAIN || errno == EINTR))
+			continue;
+		if (len <= 0)
+			return -EPIPE;
+		message[len] = '\0';
+		message_take(p, message, err);
+	}
+	return 0;
+}
+
+/*
+ * Waits for a daemon that has failed, ends it if it hangs, and removes what is left of it. Returns the
+ * signal that it died of, if any.
+ */
+static int daemon_bury(struct parent *p, bool at_once)
+{
+	struct timespec pause = {.tv_nsec = 20000000};
+	struct error err = {0};
+	struct statedir dir;
+	int status = 0;
+
+	if (p->daemon <= 0)
+		return 0;
+	if (at_once)
+		kill(p->daemon, SIGKILL);
+	/* Bounded, for a process may be stuck in the kernel. */
+	for (int waited_ms = 0; waitpid(p->daemon, &status, WNOHANG) == 0; waited_ms += 20) {
+		if (waited_ms == BURY_TIMEOUT_MS)
+			kill(p->daemon, SIGKILL);
+		if (waited_ms >= 2 * BURY_TIMEOUT_MS)
+			return 0;
+		nanosleep(&pause, NULL);
+	}
+	if (statedir_open(&dir, false, &err) == 0) {
+		if (cleanup_process(&dir, p->daemon, &err))
+			p->report->note(p->report, err.text);
+		statedir_close(&dir);
+	}
+	return WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+}
+
+/* What the parent makes of the messages' end. */
+static int outcome(struct parent *p, int ret, struct error *err)
+{
+	int sig;
+
+	if (ret == -ETIMEDOUT) {
+		daemon_bury(p, true);
+		return error_set(err, ret, "the daemon did not get the device ready within %d s",
+				 START_TIMEOUT_MS / 1000);
+	}
+	if (ret) {
+		sig = daemon_bury(p, false);
+		return error_set(err, ret, "the daemon died while it started%s%s", sig ? ": " : "",
+				 sig ? strsignal(sig) : "");
+	}
+	if (p->ret)
+		daemon_bury(p, false);
+	return p->ret;
+}
+
+int daemon_spawn(const struct daemon_config *config, struct daemon_report *report,
+		 struct error *err)
+{
+	struct parent parent = {.report = report};
+	int pair[2], ret;
+	pid_t pid;
+
+	fflush(NULL);
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+		return error_set(err, -errno, "socketpair: %s", strerror(errno));
+	prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+	pid = fork();
+	if (pid < 0) {
+		ret = -errno;
+		close(pair[0]);
+		close(pair[1]);
+		return error_set(err, ret, "fork: %s", strerror(-ret));
+	}
+	if (pid == 0)
+		background_start(config, pair[1]);
+	close(pair[1]);
+	waitpid(pid, NULL, 0);
+
+	parent.fd = pair[0];
+	ret = messages_take(&parent, err);
+	ret = outcome(&parent, ret, err);
+	close(parent.fd);
+	return ret;
+}

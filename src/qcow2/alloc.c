@@ -553,6 +553,8 @@ int alloc_clusters(struct qcow2_image *img, uint64_t want, uint64_t *hcluster, u
 		*zeroed = *hcluster >= img->zero_hcluster;
 		if (img->zero_hcluster != UINT64_MAX)
 			img->zero_hcluster = max_of(img->zero_hcluster, *hcluster + *got);
+		/* A group that is reused may reach past the end of the file. */
+		img->append_hcluster = max_of(img->append_hcluster, *hcluster + *got);
 		ret = extend_file(img, (*hcluster + *got) << img->cluster_bits);
 		if (ret)
 			refcount_lower(img, *hcluster, *got);

@@ -62,6 +62,7 @@ unsigned cli_number_arg(const struct cli_command *cmd, const char *option, const
 void cli_print_name(FILE *out, const char *name);
 
 extern const struct cli_command cli_command_add;
+extern const struct cli_command cli_command_check;
 extern const struct cli_command cli_command_create;
 extern const struct cli_command cli_command_del;
 extern const struct cli_command cli_command_info;

@@ -13,6 +13,7 @@ static const struct cli_command *const commands[] = {
 	&cli_command_del,
 	&cli_command_create,
 	&cli_command_info,
+	&cli_command_check,
 };
 
 static void help_print(FILE *out)

@@ -61,8 +61,9 @@ int qcow2_queue_create(struct qcow2_queue **out, struct qcow2_image *img, struct
 /* After its last request completed; on the same thread. Accepts NULL. */
 void qcow2_queue_destroy(struct qcow2_queue *queue);
 
-/* Bytes that a request's priv must have for qcow2_submit(). */
-size_t qcow2_request_bytes(void);
+/* Bytes that a request's priv must have for qcow2_submit(), aligned to 64. */
+#define QCOW2_REQUEST_BYTES 7552
+size_t qcow2_request_bytes(void); /* the same, of the library that is linked */
 
 /*
  * Starts a request, on the queue's thread; blk_request_complete() is called there when it is done.

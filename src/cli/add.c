@@ -149,7 +149,7 @@ static int options_check(const struct cli_command *cmd, const struct add *add)
 static int target_choose(struct add *add, bool qcow2, struct error *err)
 {
 	if (qcow2)
-		add->config.target = target_find("qcow2");
+		add->config.target = &target_qcow2;
 	else if (add->config.target_options.read_only)
 		add->config.target = &target_loop;
 	else

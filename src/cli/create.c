@@ -43,7 +43,8 @@ struct create {
 	char *path;	    /* FILE with symbolic links followed */
 	bool quiet, force;
 	bool have_size;
-	const char *compat; /* as given, for the output; NULL: not given */
+	/* As given, for the output; NULL: not given. */
+	const char *compat, *preallocation;
 	struct qcow2_create_options options;
 };
 
@@ -155,6 +156,7 @@ static int key_set(const struct cli_command *cmd, struct create *create, const c
 		return ret ? cli_usage(cmd, "compat is 0.10, 1.1, v2 or v3") : CLI_OK;
 	}
 	if (strcmp(key, "preallocation") == 0) {
+		create->preallocation = value;
 		ret = preallocation_parse(value, &o->preallocation);
 		return ret ? cli_usage(cmd, "preallocation is off, metadata, falloc or full") : CLI_OK;
 	}
@@ -363,8 +365,8 @@ static void formatting_print(const struct create *create)
 	fputs("Formatting '", stdout);
 	cli_print_name(stdout, create->file);
 	printf("', fmt=qcow2 cluster_size=%" PRIu32 " extended_l2=off", o->cluster_bytes);
-	if (o->preallocation != QCOW2_PREALLOC_OFF)
-		printf(" preallocation=%s", preallocation_names[o->preallocation]);
+	if (create->preallocation)
+		printf(" preallocation=%s", create->preallocation);
 	printf(" compression_type=zlib size=%" PRIu64, o->size_bytes);
 	if (create->compat)
 		printf(" compat=%s", create->compat);

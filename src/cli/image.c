@@ -12,9 +12,6 @@
 
 #include "qcow2.h"
 
-/* Until it is there. */
-bool qcow2_probe(const void *head, size_t len) __attribute__((weak));
-
 /* Enough for the magic and version that qcow2_probe() looks at, and then some. */
 #define PROBE_BYTES 512
 
@@ -50,7 +47,7 @@ int image_probe(const char *path, bool *qcow2, bool *direct_works, struct error 
 	close(fd);
 	if (ret)
 		return error_set(err, ret, "cannot read: %s", strerror(-ret));
-	*qcow2 = qcow2_probe && qcow2_probe(head, (size_t)len);
+	*qcow2 = qcow2_probe(head, (size_t)len);
 
 	fd = open(path, flags | O_DIRECT);
 	*direct_works = fd >= 0;

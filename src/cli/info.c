@@ -126,18 +126,18 @@ static void format_specific_print(const struct qcow2_info *info)
 	if (info->version >= 3)
 		printf("    lazy refcounts: %s\n", truth(info->lazy_refcounts));
 	printf("    refcount bits: %u\n", info->refcount_bits);
-	if (info->version >= 3)
-		printf("    corrupt: %s\n", truth(info->corrupt));
+	if (info->encryption)
+		printf("    encrypt:\n        format: %s\n", info->encryption);
 	if (info->data_file) {
 		field_name("    data file", info->data_file_name);
 		printf("    data file raw: %s\n", truth(info->data_file_raw));
 	}
-	if (info->encryption)
-		printf("    encrypt:\n        format: %s\n", info->encryption);
-	if (info->version >= 3)
+	if (info->version >= 3) {
+		printf("    corrupt: %s\n", truth(info->corrupt));
 		printf("    extended l2: %s\n", truth(info->extended_l2));
+	}
 	if (info->bitmaps)
-		puts("    bitmaps: true");
+		puts("    bitmaps: present");
 	if (info->unknown_incompatible)
 		printf("    unknown incompatible features: 0x%" PRIx64 "\n",
 		       info->unknown_incompatible);

@@ -38,7 +38,9 @@
 #include "ublk/request.h"
 #include "ublk/ublk.h"
 
-#define NODE_MS 10000
+#define NODE_MS	       10000
+#define QUEUE_STOP_MS  30000 /* for the target's own end: the driver has no more requests */
+#define QUEUE_HANGS_MS 3000  /* where STOP_DEV has waited in vain already */
 
 struct frontend {
 	struct target *target;
@@ -183,49 +185,68 @@ static int device_serve(struct frontend *f, const struct ublk_data_path *path, s
 	return block_node_wait(f, err);
 }
 
-/* Takes down whatever there is, and frees it. Returns the first error. */
-static int frontend_destroy(struct frontend *f, struct error *err)
+/* Ends every queue, the last one first; notes whether one does not. Returns the first error. */
+static int queues_stop(struct frontend *f, unsigned timeout_ms, struct error *err)
 {
-	bool lingers = false;
-	int first = 0, ret;
+	int first = 0;
 
-	if (!f)
-		return 0;
-	for (unsigned i = 0; i < f->nr_queues; i++)
-		ublk_queue_expect_end(f->queues[i]);
-	if (f->added && f->nr_queues) {
-		first = ublk_ctrl_stop(f->ctrl, f->info.dev_id, err);
-		if (first == -ENODEV) /* deleted from outside */
-			first = 0;
-	}
-	for (unsigned i = f->nr_queues; i-- > 0;) {
-		ret = ublk_queue_stop(f->queues[i], err);
+	while (f->nr_queues > 0) {
+		int ret = ublk_queue_stop(f->queues[--f->nr_queues], timeout_ms, err);
+
 		if (ret == -ETIMEDOUT)
 			f->stuck = true;
 		if (ret && !first)
 			first = ret;
 	}
+	return first;
+}
+
+static int device_delete(struct frontend *f, struct error *err)
+{
+	bool lingers;
+	int ret;
+
+	if (!f->added)
+		return 0;
+	ret = ublk_ctrl_del(f->ctrl, f->info.dev_id, &lingers, err);
+	if (!ret && lingers && !f->stuck)
+		log_info("%s: still open somewhere; its number is taken until it is closed",
+			 f->device);
+	return ret;
+}
+
+/* Takes down whatever there is, and frees it. Returns the first error. */
+static int frontend_destroy(struct frontend *f, struct error *err)
+{
+	int stopped = 0, ended, deleted;
+
+	if (!f)
+		return 0;
+	for (unsigned i = 0; i < f->nr_queues; i++)
+		ublk_queue_expect_end(f->queues[i]);
+	if (f->added && f->nr_queues)
+		stopped = ublk_ctrl_stop(f->ctrl, f->info.dev_id, err);
+	if (stopped == -ENODEV) /* deleted from outside */
+		stopped = 0;
+	ended = queues_stop(f, stopped ? QUEUE_HANGS_MS : QUEUE_STOP_MS, err);
 	if (f->stuck) {
-		/* threads still use all this; the end of the process is the end of it */
-		log_err("%s: left behind; it goes away with this process", f->device);
+		/* threads still use all this, so it stays; the device goes away with the process */
+		if (stopped || device_delete(f, NULL))
+			log_err("%s: left behind", f->device);
 		return -ETIMEDOUT;
 	}
 	if (f->char_fd >= 0)
 		close(f->char_fd);
-	if (f->added) {
-		ret = ublk_ctrl_del(f->ctrl, f->info.dev_id, &lingers, err);
-		if (ret && !first)
-			first = ret;
-		if (lingers)
-			log_info("%s: still open somewhere; its number is taken until it is closed",
-				 f->device);
-	}
+	deleted = device_delete(f, err);
 	if (f->gone_fd >= 0)
 		close(f->gone_fd);
 	ublk_ctrl_close(f->ctrl);
 	free(f->queues);
 	free(f);
-	return first;
+	if (stopped ==
+	    -ETIMEDOUT) /* in vain, but the queues have ended: not what it means to callers */
+		stopped = -EIO;
+	return stopped ? stopped : ended ? ended : deleted;
 }
 
 static int options_check(const struct target *t, const struct frontend_options *opts,

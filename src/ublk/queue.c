@@ -49,7 +49,6 @@
 #include "ublk/request.h"
 
 #define START_MS 30000
-#define STOP_MS	 60000
 #define GRACE_NS 1000000000ull
 
 /* ---- the life of a tag ---- */
@@ -426,7 +425,7 @@ void ublk_queue_expect_end(struct ublk_queue *q)
 	atomic_store(&q->end_expected, true);
 }
 
-int ublk_queue_stop(struct ublk_queue *q, struct error *err)
+int ublk_queue_stop(struct ublk_queue *q, unsigned timeout_ms, struct error *err)
 {
 	bool in_time;
 	int ret;
@@ -438,7 +437,7 @@ int ublk_queue_stop(struct ublk_queue *q, struct error *err)
 	if (q->phase == UBLK_QUEUE_RUNNING)
 		loop_post(q->loop, &q->stop_msg);
 	pthread_cond_broadcast(&q->changed);
-	in_time = phase_wait(q, UBLK_QUEUE_ENDED, STOP_MS);
+	in_time = phase_wait(q, UBLK_QUEUE_ENDED, timeout_ms);
 	pthread_mutex_unlock(&q->lock);
 	if (!in_time)
 		return error_set(err, -ETIMEDOUT, "queue %u has requests that do not end",

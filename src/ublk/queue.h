@@ -130,6 +130,6 @@ void ublk_queue_expect_end(struct ublk_queue *q);
  * Ends the queue once its requests are done, stops the target's queue, and frees it. -ETIMEDOUT: a
  * request does not come back; the thread and all that it uses are left alone.
  */
-int ublk_queue_stop(struct ublk_queue *q, struct error *err) must_check;
+int ublk_queue_stop(struct ublk_queue *q, unsigned timeout_ms, struct error *err) must_check;
 
 #endif

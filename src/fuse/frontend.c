@@ -1,0 +1,449 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * frontend.c: a target as a FUSE file, and as a loop device on it (see target/frontend.h).
+ *
+ *	RUN_DIR/fuse/ID/NAME	the file: flat.c makes bytes of the target's blocks, session.c
+ *				is its FUSE connection
+ *	/dev/loopID		the loop device, with direct I/O; not with no_loop
+ *
+ * ID is the loop device's number; without one, the smallest that is free in RUN_DIR. There is one
+ * queue: the kernel has one list of requests for a FUSE connection.
+ *
+ * Threads. The main thread does what asks the kernel to look at the file: mount, open,
+ *LOOP_CONFIGURE (which reads the partition table), detach. The queue thread answers and must never
+ *wait for any of that, or nobody would answer.
+ *
+ * Starting: session, number, mount, queue thread, loop device. Ending, the reverse: the loop device
+ *is detached while the thread serves, so that its page cache gets written; the mount is detached,
+ * so that nobody opens the file any more; when its last user closes it the connection ends, and
+ *with it the thread, which stops the target's queue. Users who do not close are cut off after a
+ *while, when their requests in hand have completed. A half-built device is taken down by the same
+ *function.
+ *
+ * Everything is held by this process: descriptors close on exec and no child of it has them, so
+ *that a kill breaks the connection at once and I/O to the loop device fails instead of waiting.
+ */
+#include "target/frontend.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/math.h"
+#include "fuse/loopdev.h"
+#include "fuse/rundir.h"
+#include "fuse/session.h"
+#include "ring/loop.h"
+
+enum {
+	DEPTH_MAX = 512,
+	NUMBERS_TRIED = 256, /* from the first that looked free */
+	START_MS = 60000,    /* for the target's queue to start */
+	DETACH_MS = 5000,    /* for users of the loop device to close it */
+	CLOSE_MS = 5000,     /* for users of the file to close it */
+	COMPLETE_MS = 60000, /* for requests in hand to complete */
+};
+
+enum thread_state { THREAD_NONE, THREAD_STARTING, THREAD_SERVING, THREAD_OVER };
+
+struct frontend {
+	struct target *target;
+	struct session *session;
+	struct loop *loop;
+	struct rundir dir;
+	bool mounted;
+	bool with_loop;
+	int claim_fd; /* on the loop device, until it is bound; -1: none */
+	bool bound;
+	dev_t dev; /* of the mounted file system */
+	int gone_fd;
+	char loop_path[LOOPDEV_PATH_BYTES];
+
+	pthread_t thread;
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	enum thread_state state; /* under lock, as the two below */
+	int thread_ret;
+	struct error thread_err;
+	struct loop_msg quit_msg;
+};
+
+/* ---- the queue thread ---- */
+
+static void state_set(struct frontend *f, enum thread_state state)
+{
+	pthread_mutex_lock(&f->lock);
+	f->state = state;
+	pthread_cond_broadcast(&f->changed);
+	pthread_mutex_unlock(&f->lock);
+}
+
+/* Waits until the thread has got beyond @state; false: it took too long. */
+static bool state_wait_beyond(struct frontend *f, enum thread_state state, unsigned timeout_ms)
+{
+	struct timespec until;
+	bool beyond;
+	int ret = 0;
+
+	clock_gettime(CLOCK_MONOTONIC, &until);
+	until.tv_sec += timeout_ms / 1000;
+	pthread_mutex_lock(&f->lock);
+	while (f->state <= state && !ret)
+		ret = pthread_cond_timedwait(&f->changed, &f->lock, &until);
+	beyond = f->state > state;
+	pthread_mutex_unlock(&f->lock);
+	return beyond;
+}
+
+static void tell_gone(void *arg)
+{
+	struct frontend *f = arg;
+	uint64_t one = 1;
+
+	if (write(f->gone_fd, &one, sizeof(one)) < 0)
+		log_debug("gone_fd: %s", strerror(errno)); /* it is readable already */
+}
+
+static void session_over(void *arg)
+{
+	struct frontend *f = arg;
+
+	loop_stop(f->loop);
+}
+
+static void quit_requested(struct loop_msg *msg)
+{
+	session_quit(container_of(msg, struct frontend, quit_msg)->session);
+}
+
+static void *queue_thread(void *arg)
+{
+	struct frontend *f = arg;
+	const struct target_ops *ops = f->target->ops;
+	int ret = 0;
+
+	frontend_protect_thread();
+	if (ops->queue_start)
+		ret = ops->queue_start(f->target, 0, f->loop, &f->thread_err);
+	if (ret) {
+		f->thread_ret = ret;
+		state_set(f, THREAD_OVER);
+		return NULL;
+	}
+	session_start(f->session, f->loop, tell_gone);
+	state_set(f, THREAD_SERVING);
+	ret = loop_run(f->loop);
+	if (ret) {
+		log_err("%s: the ring failed: %s", f->dir.file, strerror(-ret));
+		session_break(f->session);
+		umount2(f->dir.file, MNT_FORCE | UMOUNT_NOFOLLOW);
+	}
+	if (ops->queue_stop)
+		ops->queue_stop(f->target, 0);
+	f->thread_ret = ret;
+	tell_gone(f);
+	state_set(f, THREAD_OVER);
+	return NULL;
+}
+
+static int thread_start(struct frontend *f, unsigned depth, struct error *err)
+{
+	struct loop_params params = {
+		.name = "fuse",
+		.sq_entries = session_sq_entries(f->session) + 2 * depth,
+		.coroutines =
+			depth + f->target->ops->coroutines_extra + session_coroutines(f->session),
+	};
+	sigset_t all, old;
+	int ret;
+
+	ret = loop_create(&f->loop, &params, err);
+	if (ret)
+		return ret;
+	f->state = THREAD_STARTING;
+	/* signals are the main thread's business */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	ret = -pthread_create(&f->thread, NULL, queue_thread, f);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	if (ret) {
+		f->state = THREAD_NONE;
+		return error_set(err, ret, "no thread can be started: %s", strerror(-ret));
+	}
+	if (!state_wait_beyond(f, THREAD_STARTING, START_MS))
+		return error_set(err, -ETIMEDOUT, "the target does not start");
+	if (f->thread_ret)
+		return error_set(err, f->thread_ret, "%s",
+				 error_text(&f->thread_err, f->thread_ret));
+	return 0;
+}
+
+/* ---- starting ---- */
+
+/* Takes a number for the device, and with it the folder and the loop device of that number. */
+static int number_take(struct frontend *f, const struct frontend_options *opts, int number,
+		       struct error *err)
+{
+	int ret = rundir_take(&f->dir, opts->run_dir, number, err);
+
+	if (ret || !f->with_loop)
+		return ret;
+	f->claim_fd = loopdev_claim(number, err);
+	if (f->claim_fd >= 0) {
+		loopdev_path(f->loop_path, number);
+		return 0;
+	}
+	ret = f->claim_fd;
+	f->claim_fd = -1;
+	rundir_release(&f->dir);
+	return ret;
+}
+
+static int number_choose(struct frontend *f, const struct frontend_options *opts, struct error *err)
+{
+	struct error ignored = {0};
+	int first = 0, ret;
+
+	if (opts->id >= 0)
+		return number_take(f, opts, opts->id, err);
+	if (f->with_loop) {
+		first = loopdev_find_free(err);
+		if (first < 0)
+			return first;
+	}
+	for (int i = 0; i < NUMBERS_TRIED; i++) {
+		ignored.text[0] = '\0';
+		ret = number_take(f, opts, first + i, &ignored);
+		if (ret != -EEXIST && ret != -EBUSY)
+			return ret ? error_set(err, ret, "%s", error_text(&ignored, ret)) : 0;
+	}
+	return error_set(err, -EBUSY, "no device number is free");
+}
+
+/* The thread serves, so that this may open the file. */
+static int file_publish(struct frontend *f, struct error *err)
+{
+	bool read_only = f->target->limits.read_only;
+	struct loopdev_params params = {
+		.backing_path = f->dir.file,
+		.block_bytes = f->target->limits.logical_block_bytes,
+		.size_bytes = f->target->limits.size_bytes,
+		.read_only = read_only,
+	};
+	struct stat st;
+	int fd, ret;
+
+	if (!f->with_loop) {
+		if (stat(f->dir.file, &st) < 0)
+			return error_set(err, -errno, "%s: %s", f->dir.file, strerror(errno));
+		f->dev = st.st_dev;
+		return rundir_record(&f->dir, -1, f->dev, err);
+	}
+	session_expect_loop(f->session);
+	fd = open(f->dir.file, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC);
+	if (fd < 0 || fstat(fd, &st) < 0) {
+		ret = error_set(err, -errno, "%s: %s", f->dir.file, strerror(errno));
+		goto out;
+	}
+	f->dev = st.st_dev;
+	ret = rundir_record(&f->dir, f->dir.id, f->dev, err);
+	if (ret)
+		goto out;
+	params.backing_fd = fd;
+	ret = loopdev_bind(f->claim_fd, f->dir.id, &params, err);
+	f->bound = ret == 0;
+out:
+	close(f->claim_fd);
+	f->claim_fd = -1;
+	if (fd >= 0)
+		close(fd);
+	return ret;
+}
+
+static int device_make(struct frontend *f, const struct frontend_options *opts, struct error *err)
+{
+	struct session_params params = {
+		.target = f->target,
+		.depth = opts->depth,
+		/* the file's mode is what keeps others out; root reads it whatever his groups */
+		.allow_other = geteuid() == 0,
+		.ended = session_over,
+		.arg = f,
+	};
+	int ret = session_create(&f->session, &params, err);
+
+	if (ret == 0)
+		ret = number_choose(f, opts, err);
+	if (ret == 0)
+		ret = rundir_add_file(&f->dir, opts->name, err);
+	if (ret)
+		return ret;
+	ret = session_mount(f->session, f->dir.file, err);
+	f->mounted = true; /* maybe; unmounting what is not mounted is no error */
+	if (ret == 0)
+		ret = thread_start(f, opts->depth, err);
+	if (ret == 0)
+		ret = file_publish(f, err);
+	return ret;
+}
+
+/* ---- ending ---- */
+
+/* Ends the thread; -ETIMEDOUT if it cannot be ended. */
+static int thread_end(struct frontend *f, struct error *err)
+{
+	int ret = 0;
+
+	if (f->state == THREAD_NONE)
+		return 0;
+	if (!state_wait_beyond(f, THREAD_STARTING, 0))
+		return error_set(err, -ETIMEDOUT, "the target does not start");
+	if (!state_wait_beyond(f, THREAD_SERVING, CLOSE_MS)) {
+		if (session_opens(f->session))
+			ret = error_set(err, -EBUSY, "%s was still open; its users get errors now",
+					f->dir.file);
+		f->quit_msg.fn = quit_requested;
+		loop_post(f->loop, &f->quit_msg);
+	}
+	if (!state_wait_beyond(f, THREAD_SERVING, COMPLETE_MS))
+		return error_set(err, -ETIMEDOUT, "requests to the image do not complete");
+	pthread_join(f->thread, NULL);
+	return ret ? ret : f->thread_ret;
+}
+
+/* Takes down whatever there is, and frees it. Returns the first error. */
+static int frontend_destroy(struct frontend *f, struct error *err)
+{
+	int first = 0, ret;
+
+	if (!f)
+		return 0;
+	if (f->bound && !session_loop_gone(f->session))
+		first = loopdev_detach(f->dir.id, f->dev, DETACH_MS, err);
+	if (f->claim_fd >= 0)
+		close(f->claim_fd);
+	if (f->mounted) {
+		ret = mount_detach(f->dir.file, err);
+		first = first ? first : ret;
+	}
+	ret = thread_end(f, err);
+	if (ret == -ETIMEDOUT) {
+		/* the thread still uses all this; the end of the process is the end of it */
+		log_err("%s: left behind; it goes away with this process", f->dir.file);
+		return ret;
+	}
+	first = first ? first : ret;
+	session_destroy(f->session);
+	loop_destroy(f->loop);
+	rundir_release(&f->dir);
+	if (f->gone_fd >= 0)
+		close(f->gone_fd);
+	pthread_cond_destroy(&f->changed);
+	pthread_mutex_destroy(&f->lock);
+	free(f);
+	return first;
+}
+
+/* ---- the operations ---- */
+
+static int options_check(const struct target *t, const struct frontend_options *opts,
+			 struct error *err)
+{
+	if (opts->depth < 1 || opts->depth > DEPTH_MAX)
+		return error_set(err, -EINVAL, "the depth is between 1 and %d", DEPTH_MAX);
+	if (opts->id > (1 << 20) - 1)
+		return error_set(err, -EINVAL, "%d is no number for a device", opts->id);
+	if (opts->queues > 1)
+		log_info("a FUSE file has one queue only");
+	return 0;
+}
+
+static int fuse_start(struct frontend **out, struct target *t, const struct frontend_options *opts,
+		      struct error *err)
+{
+	pthread_condattr_t attr;
+	struct frontend *f;
+	int ret = options_check(t, opts, err);
+
+	if (ret)
+		return ret;
+	f = calloc(1, sizeof(*f));
+	if (!f)
+		return error_set(err, -ENOMEM, "out of memory");
+	f->target = t;
+	f->with_loop = !opts->no_loop;
+	f->claim_fd = -1;
+	f->dir.state_fd = -1;
+	pthread_mutex_init(&f->lock, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&f->changed, &attr);
+	pthread_condattr_destroy(&attr);
+	f->gone_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	frontend_protect_process();
+	ret = f->gone_fd < 0 ? error_set(err, -errno, "eventfd: %s", strerror(errno))
+			     : device_make(f, opts, err);
+	if (ret) {
+		if (frontend_destroy(f, NULL) == -ETIMEDOUT)
+			ret = -ETIMEDOUT;
+		return ret;
+	}
+	*out = f;
+	return 0;
+}
+
+static int fuse_probe(struct error *err)
+{
+	int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+
+	if (fd < 0)
+		return error_set(err, -errno, "/dev/fuse: %s", strerror(errno));
+	close(fd);
+	return 0;
+}
+
+static int fuse_id(const struct frontend *f)
+{
+	return f->dir.id;
+}
+
+static const char *fuse_device(const struct frontend *f)
+{
+	return f->with_loop ? f->loop_path : f->dir.file;
+}
+
+static int fuse_gone_fd(const struct frontend *f)
+{
+	return f->gone_fd;
+}
+
+static int fuse_busy(const struct frontend *f)
+{
+	if (session_opens(f->session))
+		return 1;
+	if (!f->with_loop || session_loop_gone(f->session))
+		return 0;
+	return loopdev_busy(f->dir.id);
+}
+
+const struct frontend_ops frontend_fuse = {
+	.name = "fuse",
+	.probe = fuse_probe,
+	.start = fuse_start,
+	.id = fuse_id,
+	.device = fuse_device,
+	.gone_fd = fuse_gone_fd,
+	.busy = fuse_busy,
+	.stop = frontend_destroy,
+};

@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * rundir.h: what a device of the FUSE front end leaves in the file system.
+ */
+#ifndef FUSE_RUNDIR_H
+#define FUSE_RUNDIR_H
+
+#include <limits.h>
+#include <stdbool.h>
+#include <sys/types.h>
+
+#include "base/error.h"
+
+struct rundir {
+	int id;
+	int state_fd;	    /* -1: none */
+	char top[PATH_MAX]; /* RUN_DIR/fuse */
+	char dir[PATH_MAX];
+	char file[PATH_MAX]; /* where the FUSE file is mounted; empty before rundir_add_file() */
+};
+
+/*
+ * Takes the number @id for this process, for as long as it lives or until rundir_release(). -EEXIST
+ * if it is taken, or was left by a process that died.
+ */
+int rundir_take(struct rundir *r, const char *run_dir, int id, struct error *err) must_check;
+/* Makes the empty file to mount on; the name is made safe. */
+int rundir_add_file(struct rundir *r, const char *name, struct error *err) must_check;
+/* Writes down what a later process needs to clean up; @loop_number -1: no loop device. */
+int rundir_record(struct rundir *r, int loop_number, dev_t dev, struct error *err) must_check;
+/* Removes it all again. The file must be unmounted. Idempotent. */
+void rundir_release(struct rundir *r);
+
+/*
+ * Takes a mount at @path away for new users at once; those who have the file open keep it. Not an
+ * error if nothing is mounted there. Works for a mount whose server is dead, and for a user's own.
+ */
+int mount_detach(const char *path, struct error *err) must_check;
+
+#endif

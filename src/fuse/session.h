@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * session.h: a target as one mounted file, its FUSE connection served by a loop.
+ */
+#ifndef FUSE_SESSION_H
+#define FUSE_SESSION_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "target/target.h"
+
+struct loop;
+struct session;
+
+struct session_params {
+	struct target *target;
+	unsigned depth;	  /* requests from the kernel that are worked on at once */
+	bool allow_other; /* users besides the one who mounts; the file's mode still applies */
+	/* On the loop's thread, once: the connection is gone and nothing is in flight any more. */
+	void (*ended)(void *arg);
+	void *arg;
+};
+
+/* ---- on the main thread ---- */
+
+int session_create(struct session **out, const struct session_params *params,
+		   struct error *err) must_check;
+/* Accepts NULL. After the session has ended, or if it was never started. Does not unmount. */
+void session_destroy(struct session *s);
+
+/* @path is an empty file. From here on requests wait in the kernel until the session is started. */
+int session_mount(struct session *s, const char *path, struct error *err) must_check;
+
+/*
+ * The next opening of the file by this thread is the loop device's; session_loop_gone() tells when
+ * that was closed again, session_opens() does not count it.
+ */
+void session_expect_loop(struct session *s);
+bool session_loop_gone(const struct session *s);
+/* How often the file is open. */
+unsigned session_opens(const struct session *s);
+
+/* How many coroutines and submission entries it needs on its loop. */
+unsigned session_coroutines(const struct session *s);
+unsigned session_sq_entries(const struct session *s);
+
+/* ---- on the loop's thread ---- */
+
+/* After the target's queue 0 was started on @loop. @loop_gone: the loop device let go of the file.
+ */
+void session_start(struct session *s, struct loop *loop, void (*loop_gone)(void *arg));
+/*
+ * Takes no more requests and ends when those at work have completed. The connection breaks with
+ * session_destroy(), if it is not gone by then.
+ */
+void session_quit(struct session *s);
+/* The loop has failed: whoever waits for an answer from the file gets an error. */
+void session_break(struct session *s);
+
+#endif

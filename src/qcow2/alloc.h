@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * alloc.h: host clusters: refcounts, and where free ones are.
+ *
+ * The refcounts in memory are the allocator's map: a cluster is free when its count is 0 there, and
+ * is taken by raising it. Counts are lowered only when nothing durable refers to the cluster any more
+ * (frees.h), or when nothing ever did (alloc_undo).
+ *
+ * Metadata loop only; everything may suspend.
+ */
+#ifndef QCOW2_ALLOC_H
+#define QCOW2_ALLOC_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+struct co_task;
+struct qcow2_image;
+
+/* At open: sets up the search. @err says what is wrong. */
+int alloc_init(struct qcow2_image *img, struct error *err) must_check;
+void alloc_destroy(struct qcow2_image *img);
+
+/*
+ * Takes up to @want adjacent clusters, at least one, with refcount 1: *@got of them from *@hcluster;
+ * *@zeroed: they read as zeros. The file is long enough for them. -ENOSPC, -EIO (also: the image is
+ * broken), -EFBIG.
+ */
+int alloc_clusters(struct qcow2_image *img, uint64_t want, uint64_t *hcluster, uint64_t *got,
+		   bool *zeroed) must_check;
+
+/* Gives back clusters that nothing refers to and nothing durable ever did. */
+void alloc_undo(struct qcow2_image *img, uint64_t hcluster, uint64_t count);
+
+/* Lowers the counts of clusters by one, and lets those that reach 0 be allocated again. */
+void refcount_lower(struct qcow2_image *img, uint64_t hcluster, uint64_t count);
+/* The same, punching holes for those that reach 0 before they can be allocated. */
+void refcount_release(struct qcow2_image *img, uint64_t hcluster, uint64_t count);
+
+/* Ends the search for free clusters in the background and waits for it. */
+void alloc_stop_scan(struct qcow2_image *img);
+
+#endif

@@ -1,0 +1,420 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * image.c: opening and closing an image.
+ *
+ * Opening reads the header, the L1 table and the refcount table, whatever the size of the image, and
+ * changes nothing in the file unless the image is dirty and is opened for writing.
+ */
+#include "qcow2/image.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/log.h"
+#include "qcow2/alloc.h"
+#include "qcow2/check.h"
+#include "qcow2/map.h"
+
+#ifdef QCOW2_MUTANTS
+int qcow2_mutant;
+#endif
+
+/* Maps 256 GiB at 64 KiB clusters; an eighth as much for refcounts. */
+#define CACHE_DEFAULT_BYTES (32 * MiB)
+#define CACHE_MAX_BYTES	    (4 * GiB)
+#define CACHE_MIN_SLICES    8
+
+bool qcow2_probe(const void *head, size_t len)
+{
+	be32_t magic;
+
+	if (len < sizeof(magic))
+		return false;
+	memcpy(&magic, head, sizeof(magic));
+	return be32_get(magic) == QCOW2_MAGIC;
+}
+
+void image_corrupt(struct qcow2_image *img, const char *fmt, ...)
+{
+	uint64_t n = atomic_fetch_add(&img->corruption_reports, 1);
+	char text[256];
+	va_list ap;
+
+	if (n >= 20)
+		return; /* a broken image has no end of them */
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	log_err("%s: the image is corrupt: %s%s", img->st->name, text,
+		n == 19 ? " (further reports are left out)" : "");
+}
+
+void image_metadata_dirtied(struct qcow2_image *img)
+{
+	writeback_kick(img);
+}
+
+int image_write_zeros(struct qcow2_image *img, uint64_t hoff, uint64_t len_bytes)
+{
+	int ret = 0;
+
+	while (!ret && len_bytes) {
+		uint64_t n = min_of(len_bytes, ZEROS_BYTES);
+
+		ret = storage_pwrite(img->st, hoff, img->zeros, n);
+		hoff += n;
+		len_bytes -= n;
+	}
+	img->wb.meta_writes++;
+	return ret;
+}
+
+int image_first_write(void *arg)
+{
+	struct qcow2_image *img = arg;
+	int ret = 0;
+
+	co_lock(&img->first_write_lock);
+	if (img->first_write_pending) {
+		ret = qcow2_header_set_features(img->st, &img->hdr, img->hdr.incompatible,
+						img->hdr.compatible, 0);
+		if (!ret)
+			ret = writeback_sync(img);
+		if (!ret)
+			img->first_write_pending = false;
+	}
+	co_unlock(&img->first_write_lock);
+	return ret;
+}
+
+/* ---- opening ---- */
+
+static int lock_storage(struct qcow2_image *img, const struct qcow2_options *opts, struct error *err)
+{
+	unsigned used = STORAGE_PERM_CONSISTENT_READ;
+
+	if (opts->no_lock)
+		return 0;
+	if (!opts->read_only)
+		used |= STORAGE_PERM_WRITE | STORAGE_PERM_RESIZE;
+	return storage_lock(img->st, used,
+			    STORAGE_PERM_ALL & ~(STORAGE_PERM_WRITE | STORAGE_PERM_RESIZE), err);
+}
+
+static int read_header(struct qcow2_image *img, struct error *err)
+{
+	struct qcow2_header *h = &img->hdr;
+	int ret = qcow2_header_read(img->st, h, err);
+
+	if (!ret)
+		ret = qcow2_header_servable(h, img->read_only, err);
+	if (!ret)
+		ret = qcow2_header_check_tables(h, img->st->size_bytes, err);
+	if (!ret && img->st->block_bytes > h->cluster_bytes)
+		ret = error_set(err, -EINVAL,
+				"clusters of %u bytes are smaller than the storage's blocks of %u",
+				h->cluster_bytes, img->st->block_bytes);
+	if (!ret && !h->size_bytes)
+		ret = 0; /* an empty disk is a disk */
+	return ret;
+}
+
+static void set_geometry(struct qcow2_image *img)
+{
+	const struct qcow2_header *h = &img->hdr;
+	uint64_t counted;
+
+	img->size_bytes = h->size_bytes;
+	img->cluster_bits = h->cluster_bits;
+	img->cluster_bytes = h->cluster_bytes;
+	img->slice_bytes = min_of(h->cluster_bytes, (uint32_t)SLICE_MAX_BYTES);
+	img->l2_bits = h->l2_bits;
+	img->l2_slice_bits = (unsigned)__builtin_ctz(img->slice_bytes) - 3;
+	img->rb_bits = h->rb_bits;
+	img->refcount_order = h->refcount_order;
+	img->refcount_max = qcow2_refcount_max(h->refcount_order);
+	img->rc_slice_bits = (unsigned)__builtin_ctz(img->slice_bytes) + 3 - h->refcount_order;
+	/* what the largest refcount table counts, and what an entry can say */
+	counted = QCOW2_MAX_REFCOUNT_TABLE_BYTES / sizeof(be64_t) << img->rb_bits;
+	img->hclusters_max = min_of(counted, QCOW2_MAX_HOST_BYTES >> img->cluster_bits);
+}
+
+static int read_tables(struct qcow2_image *img, struct error *err)
+{
+	const struct qcow2_header *h = &img->hdr;
+	uint64_t rt_entries = (uint64_t)h->rt_clusters << img->cluster_bits >> 3;
+	int ret;
+
+	ret = table_read(&img->l1, img, "the L1 table", h->l1_offset, h->l1_entries, h->l1_entries,
+			 err);
+	if (ret)
+		return ret;
+	return table_read(&img->rt, img, "the refcount table", h->rt_offset, rt_entries,
+			  img->read_only ? rt_entries
+					 : QCOW2_MAX_REFCOUNT_TABLE_BYTES / sizeof(be64_t),
+			  err);
+}
+
+static uint64_t used_entries(const struct table *t)
+{
+	uint64_t n = 0;
+
+	for (uint64_t i = 0; i < t->entries; i++)
+		n += table_get(t, i) != 0;
+	return n;
+}
+
+/* Adds the metadata clusters that a table points to; a cluster that serves twice is corruption. */
+static int add_metadata(struct qcow2_image *img, const struct table *t, const char *what, uint64_t mask,
+			struct error *err)
+{
+	for (uint64_t i = 0; i < t->entries; i++) {
+		uint64_t hoff = table_get(t, i) & mask;
+		int ret;
+
+		if (!hoff || hoff & (img->cluster_bytes - 1))
+			continue; /* unaligned: an I/O error where it is used */
+		ret = metaset_add(&img->metaset, hoff >> img->cluster_bits);
+		if (ret == -ENOMEM)
+			return error_set(err, ret, "no memory for the map of metadata");
+		if (!ret)
+			continue;
+		if (!img->read_only)
+			return error_set(err, -EINVAL,
+					 "the image is corrupt: %s %llu is at offset %#llx, where "
+					 "other metadata lies (it can be attached with --read-only)",
+					 what, (unsigned long long)i, (unsigned long long)hoff);
+		log_warn("%s: the image is corrupt: %s %llu is at offset %#llx, where other metadata "
+			 "lies",
+			 img->st->name, what, (unsigned long long)i, (unsigned long long)hoff);
+	}
+	return 0;
+}
+
+static int find_metadata(struct qcow2_image *img, struct error *err)
+{
+	const struct qcow2_header *h = &img->hdr;
+	uint64_t l1_bytes = (uint64_t)h->l1_entries * sizeof(be64_t);
+	/* every table and block that the disk can come to need, so that nothing grows later */
+	uint64_t blocks = (div_up(img->size_bytes, img->cluster_bytes) >> img->rb_bits) + 64;
+	int ret = metaset_init(&img->metaset, h->l1_entries + max_of(blocks, used_entries(&img->rt)));
+
+	if (ret)
+		return error_set(err, ret, "no memory for the map of metadata");
+	metaset_set_range(&img->metaset, METASET_HEADER, 0, 1);
+	metaset_set_range(&img->metaset, METASET_L1, h->l1_offset >> img->cluster_bits,
+			  div_up(l1_bytes, img->cluster_bytes));
+	metaset_set_range(&img->metaset, METASET_RT, h->rt_offset >> img->cluster_bits,
+			  h->rt_clusters);
+	ret = add_metadata(img, &img->rt, "refcount block", QCOW2_RT_OFFSET_MASK, err);
+	if (!ret)
+		ret = add_metadata(img, &img->l1, "the L2 table of L1 entry", QCOW2_L1_OFFSET_MASK, err);
+	return ret;
+}
+
+static int make_caches(struct qcow2_image *img, const struct qcow2_options *opts, struct error *err)
+{
+	uint64_t bytes = opts->cache_size_bytes ? opts->cache_size_bytes
+						: CACHE_DEFAULT_BYTES + CACHE_DEFAULT_BYTES / 8;
+	uint64_t all_l2 = div_up(div_up(img->size_bytes, img->cluster_bytes),
+				 (uint64_t)1 << img->l2_slice_bits);
+	uint64_t all_rc = (max_of(div_up(img->size_bytes, img->cluster_bytes),
+				  div_up(img->st->size_bytes, img->cluster_bytes)) >>
+			   img->rc_slice_bits) * 2 + CACHE_MIN_SLICES;
+	uint64_t slices = min_of(bytes, CACHE_MAX_BYTES) / img->slice_bytes;
+	uint64_t l2 = max_of(slices * 8 / 9, (uint64_t)CACHE_MIN_SLICES);
+	uint64_t rc = max_of(slices / 9, (uint64_t)CACHE_MIN_SLICES);
+	int ret;
+
+	ret = cache_init(&img->l2_cache, img, "L2 tables",
+			 min_of(l2, max_of(all_l2, (uint64_t)CACHE_MIN_SLICES)), err);
+	if (ret)
+		return ret;
+	img->l2_cache.validate = map_slice_validate;
+	return cache_init(&img->rc_cache, img, "refcounts", min_of(rc, all_rc), err);
+}
+
+static int make_parts(struct qcow2_image *img, const struct qcow2_options *opts, struct error *err)
+{
+	int ret;
+
+	img->zeros = mmap(NULL, ZEROS_BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1,
+			  0);
+	if (img->zeros == MAP_FAILED)
+		img->zeros = NULL;
+	img->scratch = aligned_alloc(4096, max_of(img->cluster_bytes, 4096u));
+	if (!img->zeros || !img->scratch)
+		return error_set(err, -ENOMEM, "no memory for the image's buffers");
+	ret = make_caches(img, opts, err);
+	if (ret)
+		return ret;
+	if (writeback_init(img, opts->writeback_delay_ms) || frees_init(&img->frees))
+		return error_set(err, -ENOMEM, "no memory for writing metadata back");
+	return alloc_init(img, err);
+}
+
+/* Before a writable image is used: what lies in the file is durable, and its refcounts are right. */
+int qcow2_repair_dirty(struct storage *st, struct qcow2_header *h, struct error *err) __attribute__((weak));
+
+static int settle(struct qcow2_image *img, struct error *err)
+{
+	int ret;
+
+	if (img->read_only)
+		return 0;
+	ret = storage_sync(img->st); /* rule 16 */
+	if (ret)
+		return error_set(err, ret, "cannot sync: %s", error_text(NULL, ret));
+	if (!(img->hdr.incompatible & QCOW2_INCOMPAT_DIRTY))
+		return 0;
+	log_warn("%s: the image was not closed properly; repairing it", img->st->name);
+	return qcow2_repair_dirty(img->st, &img->hdr, err);
+}
+
+static void image_free(struct qcow2_image *img)
+{
+	table_free(&img->l1);
+	table_free(&img->rt);
+	cache_destroy(&img->l2_cache);
+	cache_destroy(&img->rc_cache);
+	metaset_destroy(&img->metaset);
+	alloc_destroy(img);
+	frees_destroy(&img->frees);
+	writeback_destroy(&img->wb);
+	if (img->zeros)
+		munmap(img->zeros, ZEROS_BYTES);
+	free(img->scratch);
+	pthread_mutex_destroy(&img->queues_lock);
+	free(img);
+}
+
+int qcow2_open(struct qcow2_image **out, struct storage *storage, const struct qcow2_options *opts,
+	       struct error *err)
+{
+	struct qcow2_image *img = calloc(1, sizeof(*img));
+	int ret;
+
+	if (!img)
+		return error_set(err, -ENOMEM, "no memory for the image");
+	img->st = storage;
+	img->read_only = opts->read_only || storage->read_only;
+	pthread_mutex_init(&img->queues_lock, NULL);
+	co_mutex_init(&img->l1_lock);
+	co_mutex_init(&img->first_write_lock);
+	co_waitq_init(&img->idle);
+	cluster_locks_init(&img->locks);
+
+	ret = lock_storage(img, opts, err);
+	if (!ret)
+		ret = read_header(img, err);
+	if (!ret)
+		ret = settle(img, err);
+	if (!ret) {
+		set_geometry(img);
+		ret = read_tables(img, err);
+	}
+	if (!ret)
+		ret = find_metadata(img, err);
+	if (!ret)
+		ret = make_parts(img, opts, err);
+	if (ret) {
+		image_free(img);
+		return ret;
+	}
+	if (img->hdr.autoclear && !img->read_only) {
+		img->first_write_pending = true;
+		if (img->hdr.autoclear & QCOW2_AUTOCLEAR_BITMAPS)
+			log_warn("%s: the image has dirty bitmaps, which are not kept up to date: the "
+				 "first write marks them as invalid",
+				 storage->name);
+	}
+	*out = img;
+	return 0;
+}
+
+uint64_t qcow2_size_bytes(const struct qcow2_image *img)
+{
+	return img->size_bytes;
+}
+
+uint32_t qcow2_cluster_bytes(const struct qcow2_image *img)
+{
+	return img->cluster_bytes;
+}
+
+bool qcow2_read_only(const struct qcow2_image *img)
+{
+	return img->read_only;
+}
+
+/* ---- running and closing ---- */
+
+int qcow2_set_metadata_loop(struct qcow2_image *img, struct loop *loop, struct error *err)
+{
+	int ret = storage_attach(img->st, loop, err);
+
+	if (!ret)
+		img->meta_loop = loop;
+	return ret;
+}
+
+int qcow2_flush(struct qcow2_image *img)
+{
+	return img->read_only ? 0 : writeback_run(img);
+}
+
+void qcow2_detach_loop(struct qcow2_image *img)
+{
+	struct loop *loop = img->meta_loop;
+
+	if (!loop)
+		return;
+	writeback_stop_timer(img);
+	alloc_stop_scan(img);
+	frees_reclaim(img);
+	img->meta_loop = NULL;
+	storage_detach(img->st, loop);
+}
+
+/* Everything on disk, freed clusters included; a pass can make new work, but less each time. */
+static int settle_all(struct qcow2_image *img)
+{
+	int ret = writeback_run(img);
+
+	while (!ret && (frees_pending(&img->frees) || writeback_needed(img))) {
+		frees_reclaim(img);
+		ret = writeback_run(img);
+	}
+	return ret;
+}
+
+/* What was extended in advance and not used. */
+static void trim_end(struct qcow2_image *img)
+{
+	uint64_t end = max_of(img->append_hcluster << img->cluster_bits, img->opened_bytes);
+
+	if (img->st->fixed_size || img->st->size_bytes <= end)
+		return;
+	if (storage_truncate(img->st, end))
+		log_warn("%s: the file stays longer than it needs to be", img->st->name);
+}
+
+int qcow2_close(struct qcow2_image *img, struct error *err)
+{
+	int ret = 0;
+
+	assert(!img->meta_loop);
+	if (!img->read_only) {
+		ret = settle_all(img);
+		if (ret)
+			error_set(err, ret, "the last flush failed: %s", error_text(NULL, ret));
+		else
+			trim_end(img);
+	}
+	storage_close(img->st);
+	image_free(img);
+	return ret;
+}

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * mutant.h: rules of docs/crash-safety.md, broken on purpose.
+ *
+ * Built with -DQCOW2_MUTANTS, the engine breaks the rule that qcow2_mutant names; a test asserts that
+ * the simulation catches each of them. In any other build mutant() is the constant false.
+ */
+#ifndef QCOW2_MUTANT_H
+#define QCOW2_MUTANT_H
+
+enum qcow2_mutant {
+	MUTANT_NONE,
+	MUTANT_L2_BEFORE_REFCOUNTS, /* rule 1 */
+	MUTANT_L1_BEFORE_L2,	    /* rule 1 */
+	MUTANT_RT_BEFORE_BLOCK,	    /* rule 1 */
+	MUTANT_REUSE_BEFORE_UNLINK, /* rule 4 */
+	MUTANT_ACK_BEFORE_LINK,	    /* rule 5 */
+	MUTANT_LIVE_PAGE,	    /* rule 2 */
+	MUTANT_LOWER_WITH_RAISE,    /* rule 4 */
+	MUTANT_FLUSH_JOINS,	    /* rule 5 */
+	MUTANT_FUA_WITHOUT_MAP,	    /* rule 5 */
+	MUTANT_IGNORE_SYNC_ERROR,   /* rule 6 */
+	MUTANT_NO_GRACE,	    /* rules 4 and 11 */
+	MUTANT_COUNT,
+};
+
+#ifdef QCOW2_MUTANTS
+extern int qcow2_mutant;
+#define mutant(m) (qcow2_mutant == (m))
+#else
+#define mutant(m) 0
+#endif
+
+#endif

@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * queue.c: what an image asks of all its queues at once.
+ *
+ * A *quiet point* of a queue is any moment between two runs of its callbacks and coroutines: there
+ * nobody stands on a cached slice. A *grace period* is over when every request that was in an epoch
+ * when it began has left it. Both are asked for by a message to each queue, whose handler runs on the
+ * queue's own loop; a queue on the metadata loop itself is asked directly.
+ *
+ * One grace period at a time (frees.c has one reclaim running).
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "qcow2/image.h"
+
+/* A question to one queue, and the way back. Static in number: one for each queue, per asker. */
+struct ask {
+	struct loop_msg msg;
+	struct qcow2_queue *q;
+	struct loop *back;
+	struct co_latch *latch;
+	void (*fn)(struct ask *ask);
+};
+
+static void ask_answered(struct loop_msg *msg)
+{
+	co_latch_done(container_of(msg, struct ask, msg)->latch, 0);
+}
+
+/* On the queue's loop. */
+static void ask_answer(struct ask *ask)
+{
+	ask->msg.fn = ask_answered;
+	if (ask->back == ask->q->loop)
+		ask_answered(&ask->msg);
+	else
+		loop_post(ask->back, &ask->msg);
+}
+
+static void ask_arrived(struct loop_msg *msg)
+{
+	struct ask *ask = container_of(msg, struct ask, msg);
+
+	ask->fn(ask);
+}
+
+/* Asks every queue but, with @others_only, those on the metadata loop; waits for all answers. */
+static void ask_all(struct qcow2_image *img, void (*fn)(struct ask *ask), bool others_only)
+{
+	struct ask asks[QUEUES_MAX];
+	struct co_latch latch;
+
+	co_latch_init(&latch);
+	pthread_mutex_lock(&img->queues_lock);
+	for (unsigned i = 0; i < img->nr_queues; i++) {
+		struct qcow2_queue *q = img->queues[i];
+		bool here = q && q->loop == img->meta_loop;
+
+		if (!q || (here && others_only))
+			continue;
+		asks[i] = (struct ask){.msg = {.fn = ask_arrived},
+				       .q = q,
+				       .back = img->meta_loop,
+				       .latch = &latch,
+				       .fn = fn};
+		co_latch_add(&latch);
+		if (here)
+			fn(&asks[i]);
+		else
+			loop_post(q->loop, &asks[i].msg);
+	}
+	pthread_mutex_unlock(&img->queues_lock);
+	(void)co_latch_wait(&latch);
+}
+
+void image_quiesce_lookups(struct qcow2_image *img)
+{
+	/* The metadata loop's own lookups are over when this coroutine runs. */
+	ask_all(img, ask_answer, true);
+}
+
+static void grace_begin(struct ask *ask)
+{
+	struct qcow2_queue *q = ask->q;
+	unsigned old = q->epoch;
+
+	assert(!q->grace_msg && !q->epoch_count[!old]);
+	q->epoch = !old;
+	if (q->epoch_count[old])
+		q->grace_msg = &ask->msg;
+	else
+		ask_answer(ask);
+}
+
+void epoch_drained(struct qcow2_queue *q)
+{
+	struct ask *ask = container_of(q->grace_msg, struct ask, msg);
+
+	q->grace_msg = NULL;
+	ask_answer(ask);
+}
+
+void image_grace(struct qcow2_image *img)
+{
+	ask_all(img, grace_begin, false);
+}
+
+uint64_t image_writes_done(struct qcow2_image *img)
+{
+	uint64_t sum = img->wb.meta_writes;
+
+	pthread_mutex_lock(&img->queues_lock);
+	sum += img->gone_writes;
+	for (unsigned i = 0; i < img->nr_queues; i++)
+		if (img->queues[i])
+			sum += atomic_load_explicit(&img->queues[i]->writes_done,
+						    memory_order_acquire);
+	pthread_mutex_unlock(&img->queues_lock);
+	return sum;
+}
+
+int qcow2_queue_create(struct qcow2_queue **out, struct qcow2_image *img, struct loop *loop,
+		       struct error *err)
+{
+	struct qcow2_queue *q;
+	int ret;
+
+	if (img->nr_queues == QUEUES_MAX)
+		return error_set(err, -E2BIG, "%s: more than %d queues", img->st->name, QUEUES_MAX);
+	q = calloc(1, sizeof(*q));
+	if (!q)
+		return error_set(err, -ENOMEM, "%s: no memory for a queue", img->st->name);
+	q->img = img;
+	q->loop = loop;
+	co_mutex_init(&q->copy_lock);
+	q->copy_buf = aligned_alloc(4096, max_of(img->cluster_bytes, 4096u));
+	if (!q->copy_buf) {
+		free(q);
+		return error_set(err, -ENOMEM, "%s: no memory for a queue", img->st->name);
+	}
+	if (loop != img->meta_loop) {
+		ret = storage_attach(img->st, loop, err);
+		if (ret) {
+			free(q->copy_buf);
+			free(q);
+			return ret;
+		}
+	}
+	pthread_mutex_lock(&img->queues_lock);
+	q->index = img->nr_queues;
+	img->queues[img->nr_queues++] = q;
+	pthread_mutex_unlock(&img->queues_lock);
+	*out = q;
+	return 0;
+}
+
+void qcow2_queue_destroy(struct qcow2_queue *q)
+{
+	struct qcow2_image *img;
+
+	if (!q)
+		return;
+	img = q->img;
+	assert(!q->epoch_count[0] && !q->epoch_count[1] && !q->inflight);
+	pthread_mutex_lock(&img->queues_lock);
+	img->gone_writes += q->writes_done; /* they stay counted */
+	img->queues[q->index] = NULL;
+	pthread_mutex_unlock(&img->queues_lock);
+	if (q->loop != img->meta_loop)
+		storage_detach(img->st, q->loop);
+	free(q->copy_buf);
+	free(q);
+}

@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * request.c: from submit to completion.
+ *
+ * Invariant (rules 4 and 11): a request that reads or writes host clusters in place is in its queue's
+ * epoch from before the lookup until its last completion, so that a cluster it looked up is not given
+ * to anybody else meanwhile. Requests that allocate hold cluster locks instead, and no epoch while they
+ * wait for the budget of frees.
+ */
+#include "qcow2/request.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/log.h"
+
+static_assert(sizeof(struct request) <= QCOW2_REQUEST_BYTES, "what the public header promises");
+
+size_t qcow2_request_bytes(void)
+{
+	return QCOW2_REQUEST_BYTES;
+}
+
+/* ---- parts ---- */
+
+static void part_complete(struct storage_io *io, int ret)
+{
+	struct part *part = container_of(io, struct part, io);
+	struct request *r = part->r;
+
+	/* Rule 5: counted before anybody hears of it, failed ones too: part of it may be there. */
+	if (io->op == STORAGE_WRITE)
+		atomic_fetch_add_explicit(&r->q->writes_done, 1, memory_order_release);
+	part->busy = false;
+	r->parts_busy--;
+	if (r->part_waiter) {
+		struct co *co = r->part_waiter;
+
+		r->part_waiter = NULL;
+		co_resume(co);
+	}
+	co_latch_done(&r->latch, ret);
+}
+
+struct part *part_get(struct request *r)
+{
+	struct part *part = r->parts;
+
+	while (r->parts_busy == REQUEST_PARTS) {
+		r->part_waiter = co_self();
+		co_suspend();
+	}
+	while (part->busy)
+		part++;
+	part->r = r;
+	part->io.op = STORAGE_READ;
+	part->io.flags = 0;
+	part->io.offset_bytes = part->io.len_bytes = 0;
+	part->io.iov = part->iov;
+	part->io.iovcnt = 0;
+	part->io.complete = part_complete;
+	return part;
+}
+
+void part_submit(struct part *part)
+{
+	struct request *r = part->r;
+
+	part->busy = true;
+	r->parts_busy++;
+	co_latch_add(&r->latch);
+	storage_submit(r->q->img->st, &part->io);
+}
+
+int parts_wait(struct request *r)
+{
+	int ret = co_latch_wait(&r->latch);
+
+	co_latch_init(&r->latch);
+	return ret;
+}
+
+void part_add_memory(struct part *part, void *base, uint64_t len_bytes)
+{
+	if (!len_bytes)
+		return;
+	assert(part->io.iovcnt < PART_IOVECS);
+	part->iov[part->io.iovcnt++] = (struct iovec){base, len_bytes};
+	part->io.len_bytes += len_bytes;
+}
+
+void part_add_zeros(struct part *part, uint64_t len_bytes)
+{
+	while (len_bytes) {
+		uint64_t n = min_of(len_bytes, ZEROS_BYTES);
+
+		part_add_memory(part, part->r->q->img->zeros, n);
+		len_bytes -= n;
+	}
+}
+
+void part_add_payload(struct part *part, const struct payload *payload, uint64_t goff,
+		      uint64_t len_bytes)
+{
+	if (!payload->buf)
+		part_add_zeros(part, len_bytes);
+	else
+		part_add_memory(part, (uint8_t *)payload->buf->base + (goff - payload->goff), len_bytes);
+}
+
+/* ---- lookups ---- */
+
+struct lookup_call {
+	struct qcow2_image *img;
+	uint64_t goff, max_bytes;
+	struct map_extent *ext;
+};
+
+static int lookup_on_meta(void *arg)
+{
+	struct lookup_call *c = arg;
+
+	return map_lookup(c->img, c->goff, c->max_bytes, c->ext);
+}
+
+int request_lookup(struct request *r, uint64_t goff, uint64_t max_bytes, struct map_extent *ext)
+{
+	struct lookup_call call = {r->q->img, goff, max_bytes, ext};
+
+	if (map_peek(r->q->img, goff, max_bytes, ext) == 0)
+		return 0;
+	return image_call(r->q->img, lookup_on_meta, &call);
+}
+
+/* ---- the fast path: one extent, in place ---- */
+
+static void fast_complete(struct storage_io *io, int ret)
+{
+	struct part *part = container_of(io, struct part, io);
+	struct request *r = part->r;
+	struct qcow2_queue *q = r->q;
+
+	if (io->op == STORAGE_WRITE)
+		atomic_fetch_add_explicit(&q->writes_done, 1, memory_order_release);
+	epoch_exit(q, r->epoch);
+	q->inflight--;
+	blk_request_complete(r->req, ret);
+}
+
+static bool fast_path(struct request *r)
+{
+	struct blk_request *req = r->req;
+	struct qcow2_queue *q = r->q;
+	struct part *part = &r->parts[0];
+	struct map_extent ext;
+
+	if (req->op == BLK_WRITE) {
+		if (req->flags & BLK_FUA || atomic_load_explicit(&q->img->first_write_pending,
+								 memory_order_relaxed))
+			return false;
+	} else if (req->op != BLK_READ) {
+		return false;
+	}
+	if (map_peek(q->img, req->offset_bytes, req->len_bytes, &ext) || ext.kind != MAP_DATA ||
+	    ext.len_bytes != req->len_bytes || (req->op == BLK_WRITE && !ext.copied))
+		return false;
+	r->epoch = epoch_enter(q); /* nothing has suspended since the lookup */
+	part->r = r;
+	part->io.op = req->op == BLK_READ ? STORAGE_READ : STORAGE_WRITE;
+	part->io.flags = 0;
+	part->io.offset_bytes = ext.hoff;
+	part->io.len_bytes = req->len_bytes;
+	part->io.iovcnt = 0;
+	part->io.buf = req->buf;
+	part->io.complete = fast_complete;
+	storage_submit(q->img->st, &part->io);
+	return true;
+}
+
+/* ---- everything else ---- */
+
+static int flush_on_meta(void *arg)
+{
+	return writeback_run(arg);
+}
+
+static int fua_sync_on_meta(void *arg)
+{
+	return storage_sync(((struct qcow2_image *)arg)->st);
+}
+
+static int run_in_coroutine(struct request *r)
+{
+	struct blk_request *req = r->req;
+	struct qcow2_image *img = r->q->img;
+	bool writes = req->op != BLK_READ && req->op != BLK_FLUSH;
+	int ret = 0;
+
+	if (writes && img->read_only)
+		return -EROFS;
+	if (writes && atomic_load_explicit(&img->first_write_pending, memory_order_acquire))
+		ret = image_call(img, image_first_write, img);
+	if (ret)
+		return ret;
+	switch (req->op) {
+	case BLK_READ:
+		return request_read(r);
+	case BLK_FLUSH:
+		return img->read_only ? 0 : image_call(img, flush_on_meta, img);
+	case BLK_WRITE:
+		ret = request_write(r);
+		break;
+	case BLK_DISCARD:
+		return request_discard(r);
+	case BLK_WRITE_ZEROES:
+		ret = request_zero(r);
+		break;
+	}
+	if (!ret && req->flags & BLK_FUA)
+		ret = image_call(img, mutant(MUTANT_FUA_WITHOUT_MAP) ? fua_sync_on_meta : flush_on_meta,
+				 img);
+	return ret;
+}
+
+static void request_task(struct co_task *task)
+{
+	struct request *r = container_of(task, struct request, task);
+	int ret = run_in_coroutine(r);
+
+	if (mutant(MUTANT_ACK_BEFORE_LINK) && ret == REQUEST_ACKED)
+		return;
+	assert(ret <= 0 && !r->parts_busy);
+	r->q->inflight--;
+	blk_request_complete(r->req, ret);
+}
+
+void qcow2_submit(struct qcow2_queue *q, struct blk_request *req)
+{
+	struct request *r = req->priv;
+
+	assert(req->offset_bytes <= q->img->size_bytes &&
+	       req->len_bytes <= q->img->size_bytes - req->offset_bytes);
+	assert(is_aligned(req->offset_bytes | req->len_bytes, 512));
+	r->req = req;
+	r->q = q;
+	q->inflight++;
+	if (fast_path(r))
+		return;
+	co_latch_init(&r->latch);
+	r->parts_busy = 0;
+	r->part_waiter = NULL;
+	r->task.fn = request_task;
+	list_init(&r->task.list);
+	loop_spawn(q->loop, &r->task);
+}

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * request.h: a request inside the engine: what its priv memory holds.
+ *
+ * A read or in-place write of one extent whose slice is cached goes straight from submit to storage and
+ * from there to completion (request.c). Everything else runs in a coroutine on the queue's loop:
+ * read.c, write.c, zero.c.
+ */
+#ifndef QCOW2_REQUEST_H
+#define QCOW2_REQUEST_H
+
+#include "qcow2/image.h"
+#include "qcow2/map.h"
+
+/* Parts of a request in flight at once. */
+#define REQUEST_PARTS 16
+/* zeros before the payload, payload, zeros behind: of a 2 MiB cluster at most, twice */
+#define PART_IOVECS 18
+
+struct request;
+
+struct part {
+	struct storage_io io;
+	struct request *r;
+	bool busy;
+	struct iovec iov[PART_IOVECS];
+};
+
+struct request {
+	struct co_task task;
+	struct blk_request *req;
+	struct qcow2_queue *q;
+	struct co_latch latch;
+	unsigned epoch; /* the slot that the fast path is in */
+	unsigned parts_busy;
+	struct co *part_waiter;
+	struct part parts[REQUEST_PARTS];
+};
+
+/* The payload of a write: a request's buffer, or zeros. */
+struct payload {
+	const struct blk_buf *buf; /* NULL: zeros */
+	uint64_t goff;		   /* that the buffer's first byte is for */
+};
+
+/* A part that is not in flight; waits for one if all are. */
+struct part *part_get(struct request *r);
+/* Sends @part off; its result goes to r->latch. A completed write counts in the queue's counter. */
+void part_submit(struct part *part);
+/* Waits for all parts; the first error. */
+int parts_wait(struct request *r);
+
+/* Appends @len_bytes of zeros, or of payload from guest offset @goff, to a part's vector. */
+void part_add_memory(struct part *part, void *base, uint64_t len_bytes); /* len may be 0 */
+void part_add_zeros(struct part *part, uint64_t len_bytes);
+void part_add_payload(struct part *part, const struct payload *payload, uint64_t goff,
+		      uint64_t len_bytes);
+
+/* The bodies of the coroutines; 0 or -errno, or REQUEST_ACKED. */
+#define REQUEST_ACKED 1 /* a mutant completed it early, @r is gone */
+
+int request_read(struct request *r);
+int request_write(struct request *r);
+int request_zero(struct request *r);    /* WRITE_ZEROES */
+int request_discard(struct request *r); /* DISCARD */
+
+/*
+ * Writes guest range [@goff, @goff + @len_bytes) in place or through allocation; used by request_write()
+ * and for the partial clusters of WRITE_ZEROES (which skip what reads as zeros already).
+ */
+int write_range(struct request *r, uint64_t goff, uint64_t len_bytes, const struct payload *payload);
+
+/* map_peek(), or where that says -EAGAIN map_lookup() on the metadata loop. */
+int request_lookup(struct request *r, uint64_t goff, uint64_t max_bytes, struct map_extent *ext);
+
+#endif

@@ -1,0 +1,447 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * write.c: writes that are not one extent in place.
+ *
+ * First what is allocated and exclusively ours is written in place, all parts at once, in the queue's
+ * epoch. What is left is written in rounds, each in three steps:
+ *
+ *     metadata loop: lock the guest clusters, look again, allocate      (round_prepare)
+ *     queue:         write the data: payload, and what fills the rest of the clusters
+ *     metadata loop: link the new clusters into the map, unlock         (round_link)
+ *
+ * Invariants:
+ *  1. Rule 8: from prepare to link the round holds a lock on all its guest clusters.
+ *  2. Rule 9: a link checks that the entry is still what the round started from.
+ *  3. Rule 5: the request completes after its last link; the queue's counter of writes was advanced
+ *     before the link, so the pass that writes the link has synced the data.
+ *  4. A new cluster that does not read as zeros is written whole.
+ *  5. While it waits for the budget of frees, a request holds neither lock nor epoch.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "qcow2/alloc.h"
+#include "qcow2/request.h"
+
+enum segment_kind {
+	SEGMENT_IN_PLACE,
+	SEGMENT_NEW,   /* new clusters where there were none */
+	SEGMENT_REUSE, /* zero clusters that keep their host clusters */
+	SEGMENT_COPY,  /* one new cluster for one that is not exclusively ours */
+};
+
+/* A run of guest clusters and the host clusters that they are written to. */
+struct segment {
+	enum segment_kind kind;
+	uint64_t gcluster, hcluster, clusters;
+	bool zeroed;	    /* NEW: the host clusters read as zeros */
+	uint64_t old_entry; /* COPY */
+};
+
+#define ROUND_SEGMENTS 8
+/* Clusters that a round may unlink: one for each segment. */
+#define ROUND_FREES ROUND_SEGMENTS
+
+struct round {
+	struct qcow2_image *img;
+	uint64_t goff, end; /* what is to be written; @goff advances */
+	uint64_t pos;	    /* prepared up to here */
+	struct cluster_lock lock;
+	struct segment segments[ROUND_SEGMENTS];
+	unsigned count;
+	unsigned reserved;
+	int io_ret;
+};
+
+/* ---- on the metadata loop ---- */
+
+/* Adjacent entries like the one at @gcluster, as far as the slice goes and @want. */
+static uint64_t count_unbacked(const struct qcow2_image *img, const struct slice *s, uint64_t gcluster,
+			       uint64_t want)
+{
+	uint32_t index = map_slice_index(img, gcluster), end = 1u << img->l2_slice_bits;
+	uint64_t n = 0;
+
+	while (n < want && index + n < end && !map_entry_is_bad(s, index + (uint32_t)n)) {
+		enum map_kind kind = map_entry_kind(map_entry_load(s, index + (uint32_t)n));
+
+		if (kind != MAP_UNALLOCATED && kind != MAP_ZERO)
+			break;
+		n++;
+	}
+	return n;
+}
+
+/* Adjacent entries that map to adjacent, exclusive clusters of the same kind. */
+static uint64_t count_mapped(const struct qcow2_image *img, const struct slice *s, uint64_t gcluster,
+			     uint64_t want)
+{
+	uint32_t index = map_slice_index(img, gcluster), end = 1u << img->l2_slice_bits;
+	uint64_t first = map_entry_load(s, index), n = 1;
+
+	while (n < want && index + n < end && !map_entry_is_bad(s, index + (uint32_t)n) &&
+	       map_entry_load(s, index + (uint32_t)n) == first + (n << img->cluster_bits))
+		n++;
+	return n;
+}
+
+/* What is to be done with the entry at @gcluster; nothing is allocated yet. */
+static int segment_classify(struct qcow2_image *img, uint64_t gcluster, uint64_t want,
+			    struct segment *seg)
+{
+	struct slice *s;
+	uint32_t index = map_slice_index(img, gcluster);
+	uint64_t entry;
+	int ret = map_slice_get(img, gcluster, true, &s);
+
+	if (ret)
+		return ret;
+	entry = map_entry_load(s, index);
+	*seg = (struct segment){.gcluster = gcluster,
+				.hcluster = (entry & QCOW2_L2_OFFSET_MASK) >> img->cluster_bits,
+				.clusters = 1,
+				.old_entry = entry};
+	if (map_entry_is_bad(s, index) || map_entry_kind(entry) == MAP_COMPRESSED) {
+		ret = -EIO;
+	} else if (map_entry_kind(entry) == MAP_UNALLOCATED || map_entry_kind(entry) == MAP_ZERO) {
+		seg->kind = SEGMENT_NEW;
+		seg->clusters = count_unbacked(img, s, gcluster, want);
+	} else if (entry & QCOW2_COPIED) {
+		seg->kind = map_entry_kind(entry) == MAP_DATA ? SEGMENT_IN_PLACE : SEGMENT_REUSE;
+		seg->clusters = count_mapped(img, s, gcluster, want);
+	} else {
+		seg->kind = SEGMENT_COPY;
+	}
+	cache_put(&img->l2_cache, s);
+	return ret;
+}
+
+static bool segment_merge(struct round *round, const struct segment *seg)
+{
+	struct segment *last = round->count ? &round->segments[round->count - 1] : NULL;
+
+	if (!last || last->kind != seg->kind || seg->kind == SEGMENT_COPY ||
+	    last->zeroed != seg->zeroed || last->gcluster + last->clusters != seg->gcluster ||
+	    last->hcluster + last->clusters != seg->hcluster)
+		return false;
+	last->clusters += seg->clusters;
+	return true;
+}
+
+static int prepare_segment(struct round *round)
+{
+	struct qcow2_image *img = round->img;
+	uint64_t gcluster = round->pos >> img->cluster_bits;
+	uint64_t want = ((round->end - 1) >> img->cluster_bits) - gcluster + 1;
+	struct segment seg;
+	int ret = segment_classify(img, gcluster, want, &seg);
+
+	if (!ret && (seg.kind == SEGMENT_NEW || seg.kind == SEGMENT_COPY))
+		ret = alloc_clusters(img, seg.clusters, &seg.hcluster, &seg.clusters, &seg.zeroed);
+	if (ret)
+		return ret;
+	if (!segment_merge(round, &seg))
+		round->segments[round->count++] = seg;
+	round->pos = min_of(round->end, (gcluster + seg.clusters) << img->cluster_bits);
+	return 0;
+}
+
+static void round_unlock(struct round *round)
+{
+	struct qcow2_image *img = round->img;
+
+	cluster_unlock(&img->locks, &round->lock);
+	frees_unreserve(img, round->reserved);
+	round->reserved = 0;
+}
+
+static int round_prepare(void *arg)
+{
+	struct round *round = arg;
+	struct qcow2_image *img = round->img;
+	int ret = frees_reserve(img, ROUND_FREES);
+
+	if (ret)
+		return ret;
+	round->reserved = ROUND_FREES;
+	round->count = 0;
+	round->pos = round->goff;
+	cluster_lock(&img->locks, &round->lock, round->goff >> img->cluster_bits,
+		     (round->end - 1) >> img->cluster_bits);
+	while (!ret && round->pos < round->end && round->count < ROUND_SEGMENTS)
+		ret = prepare_segment(round);
+	/* What was prepared before the error is written; the next round meets the error again. */
+	if (ret && !round->count)
+		round_unlock(round);
+	return round->count ? 0 : ret;
+}
+
+static bool link_entry_expected(const struct qcow2_image *img, const struct segment *seg,
+				uint64_t i, uint64_t entry)
+{
+	enum map_kind kind = map_entry_kind(entry);
+
+	switch (seg->kind) {
+	case SEGMENT_NEW:
+		return kind == MAP_UNALLOCATED || kind == MAP_ZERO;
+	case SEGMENT_REUSE:
+		return kind == MAP_ZERO_ALLOC && (entry & QCOW2_L2_OFFSET_MASK) >>
+							 img->cluster_bits == seg->hcluster + i;
+	default:
+		return entry == seg->old_entry;
+	}
+}
+
+/* Links clusters [@from, ...) of @seg as far as one slice goes; how many, or -errno. */
+static int64_t link_in_slice(struct round *round, const struct segment *seg, uint64_t from)
+{
+	struct qcow2_image *img = round->img;
+	uint64_t gcluster = seg->gcluster + from;
+	uint32_t index = map_slice_index(img, gcluster), end = 1u << img->l2_slice_bits;
+	uint64_t n = min_of(seg->clusters - from, (uint64_t)(end - index));
+	struct slice *s;
+	int ret = map_slice_get(img, gcluster, false, &s);
+
+	if (ret || !s)
+		return ret ? ret : -EIO;
+	slice_begin_change(&img->l2_cache, s);
+	for (uint64_t i = 0; i < n; i++) {
+		uint32_t at = index + (uint32_t)i;
+		uint64_t hcluster = seg->hcluster + from + i;
+
+		if (!link_entry_expected(img, seg, from + i, map_entry_load(s, at))) {
+			cache_put(&img->l2_cache, s);
+			return i ? (int64_t)i : -ESTALE;
+		}
+		map_entry_store(img, s, at, hcluster << img->cluster_bits | QCOW2_COPIED);
+	}
+	cache_put(&img->l2_cache, s);
+	if (seg->kind == SEGMENT_COPY)
+		frees_add(img, (seg->old_entry & QCOW2_L2_OFFSET_MASK) >> img->cluster_bits,
+			  &round->reserved);
+	return (int64_t)n;
+}
+
+static int segment_link(struct round *round, const struct segment *seg)
+{
+	uint64_t done = 0;
+	int64_t n = round->io_ret;
+
+	if (seg->kind == SEGMENT_IN_PLACE)
+		return round->io_ret;
+	while (n >= 0 && done < seg->clusters) {
+		n = link_in_slice(round, seg, done);
+		if (n > 0)
+			done += (uint64_t)n;
+	}
+	/* What was not linked was never referred to. */
+	if (done < seg->clusters && seg->kind != SEGMENT_REUSE)
+		alloc_undo(round->img, seg->hcluster + done, seg->clusters - done);
+	return n < 0 ? (int)n : 0;
+}
+
+static int round_link(void *arg)
+{
+	struct round *round = arg;
+	int ret = 0;
+
+	for (unsigned i = 0; i < round->count; i++) {
+		int seg_ret = segment_link(round, &round->segments[i]);
+
+		ret = ret ? ret : seg_ret;
+	}
+	round_unlock(round);
+	return ret;
+}
+
+/* ---- on the queue ---- */
+
+/* The bytes of a segment that the round writes payload to: [*from, *to), guest offsets. */
+static void segment_payload(const struct round *round, const struct segment *seg, uint64_t *from,
+			    uint64_t *to)
+{
+	unsigned bits = round->img->cluster_bits;
+
+	*from = max_of(round->goff, seg->gcluster << bits);
+	*to = min_of(round->pos, (seg->gcluster + seg->clusters) << bits);
+}
+
+/* One write: payload alone where the rest reads right already, else with zeros around it. */
+static void segment_write(struct request *r, const struct round *round, const struct segment *seg,
+			  const struct payload *payload)
+{
+	unsigned bits = round->img->cluster_bits;
+	uint64_t start = seg->gcluster << bits, end = (seg->gcluster + seg->clusters) << bits;
+	bool fill = seg->kind == SEGMENT_REUSE || (seg->kind == SEGMENT_NEW && !seg->zeroed);
+	struct part *part = part_get(r);
+	uint64_t from, to;
+
+	segment_payload(round, seg, &from, &to);
+	part->io.op = STORAGE_WRITE;
+	part->io.offset_bytes = (seg->hcluster << bits) + (fill ? 0 : from - start);
+	if (fill)
+		part_add_zeros(part, from - start);
+	part_add_payload(part, payload, from, to - from);
+	if (fill)
+		part_add_zeros(part, end - to);
+	part_submit(part);
+}
+
+static void copy_read(struct request *r, const struct round *round, const struct segment *seg,
+		      uint64_t in_cluster, uint64_t len_bytes)
+{
+	unsigned bits = round->img->cluster_bits;
+	uint64_t old = seg->old_entry & QCOW2_L2_OFFSET_MASK;
+	uint8_t *buf = (uint8_t *)r->q->copy_buf + in_cluster;
+	struct part *part;
+
+	assert(in_cluster + len_bytes <= (uint64_t)1 << bits);
+	if (!len_bytes)
+		return;
+	if (map_entry_kind(seg->old_entry) != MAP_DATA) {
+		memset(buf, 0, len_bytes);
+		return;
+	}
+	part = part_get(r);
+	part->io.op = STORAGE_READ;
+	part->io.offset_bytes = old + in_cluster;
+	part->io.len_bytes = len_bytes;
+	part->io.buf = (struct blk_buf){.base = buf};
+	part_submit(part);
+}
+
+/* Copy on write: what the payload leaves of the old cluster, and the payload, to the new one. */
+static int segment_copy(struct request *r, const struct round *round, const struct segment *seg,
+			const struct payload *payload)
+{
+	unsigned bits = round->img->cluster_bits;
+	uint64_t start = seg->gcluster << bits, size = (uint64_t)1 << bits, from, to;
+	uint8_t *buf = r->q->copy_buf;
+	struct part *part;
+	int ret;
+
+	segment_payload(round, seg, &from, &to);
+	co_lock(&r->q->copy_lock);
+	copy_read(r, round, seg, 0, from - start);
+	copy_read(r, round, seg, to - start, start + size - to);
+	ret = parts_wait(r);
+	if (!ret) {
+		part = part_get(r);
+		part->io.op = STORAGE_WRITE;
+		part->io.offset_bytes = seg->hcluster << bits;
+		part_add_memory(part, buf, from - start);
+		part_add_payload(part, payload, from, to - from);
+		part_add_memory(part, buf + (to - start), start + size - to);
+		part_submit(part);
+		ret = parts_wait(r);
+	}
+	co_unlock(&r->q->copy_lock);
+	return ret;
+}
+
+static int round_write(struct request *r, const struct round *round, const struct payload *payload)
+{
+	int ret = 0, io_ret;
+
+	for (unsigned i = 0; i < round->count; i++)
+		if (round->segments[i].kind != SEGMENT_COPY)
+			segment_write(r, round, &round->segments[i], payload);
+	for (unsigned i = 0; !ret && i < round->count; i++)
+		if (round->segments[i].kind == SEGMENT_COPY)
+			ret = segment_copy(r, round, &round->segments[i], payload);
+	io_ret = parts_wait(r);
+	return ret ? ret : io_ret;
+}
+
+static int reclaim_on_meta(void *arg)
+{
+	struct qcow2_image *img = arg;
+	int ret;
+
+	if (!frees_pending(&img->frees))
+		return -ENOSPC;
+	ret = writeback_run(img);
+	frees_reclaim(img);
+	return ret ? -ENOSPC : 0;
+}
+
+/* Writes [@goff, @end) in rounds. */
+static int write_allocating(struct request *r, uint64_t goff, uint64_t end,
+			    const struct payload *payload)
+{
+	struct qcow2_image *img = r->q->img;
+	struct round round = {.img = img, .goff = goff, .end = end};
+	bool retried = false;
+
+	while (round.goff < end) {
+		int ret = image_call(img, round_prepare, &round);
+
+		if (!ret) {
+			round.io_ret = round_write(r, &round, payload);
+			if (mutant(MUTANT_ACK_BEFORE_LINK) && !round.io_ret && round.pos == end &&
+			    r->req->op == BLK_WRITE && !r->req->flags) {
+				r->q->inflight--;
+				blk_request_complete(r->req, 0);
+				co_sleep_ns(1000000);
+				(void)image_call(img, round_link, &round);
+				return REQUEST_ACKED;
+			}
+			ret = image_call(img, round_link, &round);
+		}
+		if (ret == -ENOSPC && !retried) {
+			retried = true;
+			ret = image_call(img, reclaim_on_meta, img);
+			if (!ret)
+				continue;
+		}
+		if (ret == -ESTALE)
+			continue;
+		if (ret)
+			return ret;
+		round.goff = round.pos;
+	}
+	return 0;
+}
+
+int write_range(struct request *r, uint64_t goff, uint64_t len_bytes, const struct payload *payload)
+{
+	uint64_t end = goff + len_bytes, pos = goff;
+	uint64_t first = UINT64_MAX, last = 0; /* what is not to be written in place */
+	unsigned epoch = epoch_enter(r->q);
+	int ret = 0, io_ret;
+
+	while (!ret && pos < end) {
+		struct map_extent ext;
+
+		ret = request_lookup(r, pos, end - pos, &ext);
+		if (ret)
+			break;
+		if (ext.kind == MAP_DATA && ext.copied) {
+			struct part *part = part_get(r);
+
+			ext.len_bytes = min_of(ext.len_bytes, payload->buf ? UINT64_MAX : ZEROS_BYTES);
+			part->io.op = STORAGE_WRITE;
+			part->io.offset_bytes = ext.hoff;
+			part_add_payload(part, payload, pos, ext.len_bytes);
+			part_submit(part);
+		} else {
+			first = min_of(first, pos);
+			last = pos + ext.len_bytes;
+		}
+		pos += ext.len_bytes;
+	}
+	io_ret = parts_wait(r);
+	epoch_exit(r->q, epoch);
+	ret = ret ? ret : io_ret;
+	if (!ret && first < last)
+		ret = write_allocating(r, first, last, payload);
+	return ret;
+}
+
+int request_write(struct request *r)
+{
+	struct blk_request *req = r->req;
+	struct payload payload = {&req->buf, req->offset_bytes};
+
+	return write_range(r, req->offset_bytes, req->len_bytes, &payload);
+}

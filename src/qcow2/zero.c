@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * zero.c: WRITE_ZEROES and DISCARD.
+ *
+ * Whole clusters go through the map, in batches under a cluster lock (rule 8); the clusters that they
+ * leave are freed by rule 4. The last cluster of the disk counts as whole if the range reaches the
+ * disk's end. What is left of a WRITE_ZEROES at the edges is written as zeros, where it does not read
+ * as zeros already; of a DISCARD it is left alone, as QEMU does.
+ *
+ * Without a backing file an unallocated cluster reads as zeros, in either version.
+ */
+#include <errno.h>
+
+#include "qcow2/request.h"
+
+#define UNMAP_BATCH 256
+
+struct unmap {
+	struct qcow2_image *img;
+	uint64_t first_gcluster, end_gcluster;
+	bool keep; /* NOUNMAP: the clusters stay allocated */
+};
+
+/* The entry that makes @entry's cluster read as zeros; @entry itself if it does already. */
+static uint64_t zero_entry(const struct unmap *u, uint64_t entry)
+{
+	switch (map_entry_kind(entry)) {
+	case MAP_DATA:
+		return u->keep ? entry | QCOW2_ZERO : 0;
+	case MAP_ZERO_ALLOC:
+		return u->keep ? entry : 0;
+	default:
+		return entry;
+	}
+}
+
+/* Clusters [@first, @end) of one slice; under their lock. */
+static int unmap_in_slice(struct unmap *u, uint64_t first, uint64_t end, unsigned *reserved)
+{
+	struct qcow2_image *img = u->img;
+	struct slice *s;
+	int ret = map_slice_get(img, first, false, &s), broken = 0;
+
+	if (ret || !s)
+		return ret;
+	slice_begin_change(&img->l2_cache, s);
+	for (uint64_t g = first; g < end; g++) {
+		uint32_t index = map_slice_index(img, g);
+		uint64_t entry = map_entry_load(s, index), zeroed = zero_entry(u, entry);
+
+		if (map_entry_is_bad(s, index) || map_entry_kind(entry) == MAP_COMPRESSED) {
+			broken = -EIO;
+			continue;
+		}
+		if (zeroed == entry)
+			continue;
+		map_entry_store(img, s, index, zeroed);
+		if (!(zeroed & QCOW2_L2_OFFSET_MASK))
+			frees_add(img, (entry & QCOW2_L2_OFFSET_MASK) >> img->cluster_bits, reserved);
+	}
+	cache_put(&img->l2_cache, s);
+	return broken;
+}
+
+static int unmap_on_meta(void *arg)
+{
+	struct unmap *u = arg;
+	struct qcow2_image *img = u->img;
+	uint64_t per_slice = (uint64_t)1 << img->l2_slice_bits;
+	uint64_t per_table = (uint64_t)1 << img->l2_bits;
+	uint64_t g = u->first_gcluster;
+	int ret = 0;
+
+	while (g < u->end_gcluster) {
+		uint64_t end = min_of(u->end_gcluster, align_down(g, per_slice) + per_slice);
+		struct cluster_lock lock;
+		unsigned reserved = UNMAP_BATCH;
+		int batch_ret;
+
+		if (!table_get(&img->l1, g >> img->l2_bits)) {
+			/*
+			 * Nothing is mapped. A write that makes the table right now has not
+			 * completed, so either order is right.
+			 */
+			g = align_down(g, per_table) + per_table;
+			continue;
+		}
+		end = min_of(end, g + UNMAP_BATCH);
+		batch_ret = frees_reserve(img, reserved);
+		if (batch_ret)
+			return batch_ret;
+		cluster_lock(&img->locks, &lock, g, end - 1);
+		batch_ret = unmap_in_slice(u, g, end, &reserved);
+		cluster_unlock(&img->locks, &lock);
+		frees_unreserve(img, reserved);
+		ret = ret ? ret : batch_ret;
+		g = end;
+	}
+	return ret;
+}
+
+/* Writes zeros to what does not read as zeros in [@goff, @end). */
+static int zero_by_writing(struct request *r, uint64_t goff, uint64_t end)
+{
+	const struct payload zeros = {NULL, 0};
+	int ret = 0;
+
+	while (!ret && goff < end) {
+		struct map_extent ext;
+
+		ret = request_lookup(r, goff, end - goff, &ext);
+		if (!ret && ext.kind != MAP_UNALLOCATED && ext.kind != MAP_ZERO &&
+		    ext.kind != MAP_ZERO_ALLOC) {
+			/* one cluster at a time, so that a part's vector can hold the zeros */
+			ext.len_bytes = min_of(ext.len_bytes,
+					       r->q->img->cluster_bytes -
+						       (goff & (r->q->img->cluster_bytes - 1)));
+			ret = write_range(r, goff, ext.len_bytes, &zeros);
+		}
+		goff += ext.len_bytes;
+	}
+	return ret;
+}
+
+/* The whole clusters of a request's range: [*first, *end), empty if *first >= *end. */
+static void whole_clusters(const struct request *r, uint64_t *first, uint64_t *end)
+{
+	const struct qcow2_image *img = r->q->img;
+	uint64_t from = r->req->offset_bytes, to = from + r->req->len_bytes;
+
+	*first = div_up(from, img->cluster_bytes);
+	*end = to == img->size_bytes ? div_up(to, img->cluster_bytes) : to >> img->cluster_bits;
+}
+
+int request_zero(struct request *r)
+{
+	struct qcow2_image *img = r->q->img;
+	struct unmap u = {.img = img, .keep = r->req->flags & BLK_NOUNMAP};
+	uint64_t from = r->req->offset_bytes, to = from + r->req->len_bytes;
+	uint64_t whole_from, whole_to;
+	int ret;
+
+	whole_clusters(r, &u.first_gcluster, &u.end_gcluster);
+	/* version 2 has no zero flag: clusters that are to stay are written */
+	if (u.first_gcluster >= u.end_gcluster || (u.keep && img->hdr.version < 3))
+		return zero_by_writing(r, from, to);
+	whole_from = u.first_gcluster << img->cluster_bits;
+	whole_to = min_of(to, u.end_gcluster << img->cluster_bits);
+	ret = zero_by_writing(r, from, whole_from);
+	if (!ret)
+		ret = image_call(img, unmap_on_meta, &u);
+	if (!ret)
+		ret = zero_by_writing(r, whole_to, to);
+	return ret;
+}
+
+int request_discard(struct request *r)
+{
+	struct unmap u = {.img = r->q->img};
+
+	whole_clusters(r, &u.first_gcluster, &u.end_gcluster);
+	if (u.first_gcluster >= u.end_gcluster)
+		return 0;
+	return image_call(r->q->img, unmap_on_meta, &u);
+}

@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * qcow2.c: a qcow2 image as a block device: the engine behind the target interface.
+ *
+ * One queue so far, whose loop is the image's metadata loop as well.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/list.h"
+#include "base/log.h"
+#include "base/math.h"
+#include "qcow2.h"
+#include "ring/co.h"
+#include "storage/storage.h"
+#include "target/target.h"
+
+/* What one request may cover; a large one goes through the map slice by slice. */
+#define DISCARD_MAX (1 * GiB)
+
+struct qcow2_target {
+	struct target target;
+	struct qcow2_image *img;
+	struct qcow2_queue *queue;
+	struct loop *loop;
+	bool lost; /* its loop broke with work under way: it cannot be closed in order */
+};
+
+static struct qcow2_target *self(struct target *t)
+{
+	return container_of(t, struct qcow2_target, target);
+}
+
+/* A device's blocks may be larger than the image's clusters; the page cache helps with that. */
+static int open_image(struct qcow2_target *qt, struct storage **st, const struct target_options *opts,
+		      bool direct, struct error *err)
+{
+	struct storage_file_options file = {
+		.read_only = opts->read_only,
+		.direct = direct,
+		.exclusive_device = true,
+	};
+	struct qcow2_options options = {
+		.read_only = opts->read_only,
+		.cache_size_bytes = opts->cache_size_bytes,
+		.max_inflight = opts->queues * opts->depth,
+	};
+	int ret = storage_file_open(st, opts->path, &file, err);
+
+	if (ret)
+		return ret;
+	ret = qcow2_open(&qt->img, *st, &options, err);
+	if (ret)
+		storage_close(*st);
+	return ret;
+}
+
+static bool clusters_smaller_than_blocks(const char *path, const struct target_options *opts)
+{
+	struct storage_file_options file = {.read_only = true, .direct = opts->direct};
+	struct qcow2_info *info = calloc(1, sizeof(*info));
+	struct storage *st;
+	bool smaller = false;
+
+	if (info && storage_file_open(&st, path, &file, NULL) == 0) {
+		smaller = qcow2_info(st, info, NULL) == 0 && st->block_bytes > info->cluster_bytes;
+		storage_close(st);
+	}
+	free(info);
+	return smaller;
+}
+
+static void limits_fill(struct qcow2_target *qt, const struct storage *st)
+{
+	uint32_t block = st->block_bytes, cluster = qcow2_cluster_bytes(qt->img);
+	bool writable = !qcow2_read_only(qt->img);
+
+	qt->target.limits = (struct target_limits){
+		.size_bytes = align_down(qcow2_size_bytes(qt->img), block),
+		.logical_block_bytes = block,
+		.physical_block_bytes = max_of(block, 4096u),
+		.io_min_bytes = max_of(block, 4096u),
+		.io_opt_bytes = max_of(cluster, 4096u),
+		.discard_granularity = writable ? max_of(cluster, block) : 0,
+		.max_discard_bytes = writable ? DISCARD_MAX : 0,
+		.max_write_zeroes_bytes = writable ? DISCARD_MAX : 0,
+		.max_queues = 1,
+		.read_only = !writable,
+		.volatile_cache = writable,
+		.fua = writable,
+		.rotational = st->rotational,
+	};
+	if (qt->target.limits.size_bytes != qcow2_size_bytes(qt->img))
+		log_warn("%s: the last %llu bytes are no whole block of %u and are left out", st->name,
+			 (unsigned long long)(qcow2_size_bytes(qt->img) & (block - 1)), block);
+}
+
+static int qcow2_target_open(struct target **out, const struct target_options *opts,
+			     struct error *err)
+{
+	struct qcow2_target *qt;
+	struct storage *st;
+	bool direct = opts->direct;
+	int ret;
+
+	if (!opts->path)
+		return error_set(err, -EINVAL, "the qcow2 target needs an image");
+	qt = calloc(1, sizeof(*qt));
+	if (!qt)
+		return error_set(err, -ENOMEM, "out of memory");
+	qt->target.ops = &target_qcow2;
+	if (direct && clusters_smaller_than_blocks(opts->path, opts)) {
+		log_warn("%s: clusters are smaller than the blocks of direct I/O: going through the "
+			 "page cache",
+			 opts->path);
+		direct = false;
+	}
+	ret = open_image(qt, &st, opts, direct, err);
+	if (ret) {
+		free(qt);
+		return ret;
+	}
+	limits_fill(qt, st);
+	*out = &qt->target;
+	return 0;
+}
+
+static int qcow2_target_queue_start(struct target *t, unsigned queue, struct loop *loop,
+				    struct error *err)
+{
+	struct qcow2_target *qt = self(t);
+	int ret = qcow2_set_metadata_loop(qt->img, loop, err);
+
+	if (ret)
+		return ret;
+	qt->loop = loop;
+	ret = qcow2_queue_create(&qt->queue, qt->img, loop, err);
+	if (ret)
+		qcow2_detach_loop(qt->img);
+	return ret;
+}
+
+static void qcow2_target_submit(struct target *t, unsigned queue, struct blk_request *req)
+{
+	qcow2_submit(self(t)->queue, req);
+}
+
+struct detach {
+	struct co_task task;
+	struct qcow2_target *qt;
+	bool done;
+};
+
+static void detach_task(struct co_task *task)
+{
+	struct detach *detach = container_of(task, struct detach, task);
+
+	qcow2_detach_loop(detach->qt->img);
+	detach->done = true;
+	loop_stop(loop_self());
+}
+
+static void qcow2_target_queue_stop(struct target *t, unsigned queue)
+{
+	struct qcow2_target *qt = self(t);
+	struct detach detach = {.task = {.fn = detach_task}, .qt = qt};
+
+	if (!qt->queue)
+		return;
+	qcow2_queue_destroy(qt->queue);
+	qt->queue = NULL;
+	list_init(&detach.task.list);
+	loop_spawn(qt->loop, &detach.task);
+	if (loop_run(qt->loop) || !detach.done) {
+		log_err("the event loop failed with work under way");
+		qt->lost = true;
+	}
+}
+
+static int qcow2_target_close(struct target *t, struct error *err)
+{
+	struct qcow2_target *qt = self(t);
+	int ret = -EIO;
+
+	if (qt->lost)
+		error_set(err, ret, "the image could not be closed in order");
+	else
+		ret = qcow2_close(qt->img, err);
+	free(qt);
+	return ret;
+}
+
+const struct target_ops target_qcow2 = {
+	.name = "qcow2",
+	.request_bytes = QCOW2_REQUEST_BYTES,
+	.coroutines_extra = QCOW2_EXTRA_COROUTINES,
+	.open = qcow2_target_open,
+	.queue_start = qcow2_target_queue_start,
+	.submit = qcow2_target_submit,
+	.queue_stop = qcow2_target_queue_stop,
+	.close = qcow2_target_close,
+};

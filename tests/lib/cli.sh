@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: MIT
+# shellcheck shell=bash
+# cli.sh: what the tests of the program's commands share. Source it first; the working directory is
+# the test's own. The folder of state is there as well, so that tests do not see each other's devices.
+set -uo pipefail
+export LC_ALL=C
+U=${BUILD:-$PWD/build}/ublk-qcow2
+export UBLK_QCOW2_RUN_DIR=$PWD/state
+failed=0
+
+fail() {
+	echo "FAILED: $*"
+	failed=1
+}
+
+# The last words of a test.
+finish() {
+	"$U" del --force --all 2>/dev/null
+	exit $failed
+}
+
+# run STATUS COMMAND...: runs it within 30 s and compares the exit status; its output is in $out and
+# $err.
+run() {
+	local want=$1 got
+	shift
+	timeout 30 "$@" >.out 2>.err
+	got=$?
+	out=$(cat .out)
+	err=$(cat .err)
+	[[ $got == "$want" ]] || fail "'$*' ended with $got, not $want: $out $err"
+	[[ $got == "$want" ]]
+}
+
+# refused STATUS TEXT COMMAND...: fails with one line on standard error that holds TEXT, and says
+# nothing on standard output.
+refused() {
+	local want=$1 text=$2
+	shift 2
+	run "$want" "$@" || return
+	[[ -z $out ]] || fail "'$*' printed '$out'"
+	[[ $(wc -l <.err) == 1 ]] || fail "'$*' said, not in one line: $err"
+	[[ $err == "ublk-qcow2: "* ]] || fail "'$*': no 'ublk-qcow2: ' in front: $err"
+	[[ $err == *"$text"* ]] || fail "'$*' does not say '$text' but: $err"
+}
+
+# equal A B WHAT
+equal() {
+	[[ $1 == "$2" ]] && return
+	fail "$3 differs:"
+	diff <(printf '%s\n' "$1") <(printf '%s\n' "$2")
+}
+
+# eventually COMMAND...: within 10 s it is true.
+eventually() {
+	local n
+	for ((n = 0; n < 200; n++)); do
+		"$@" && return 0
+		sleep 0.05
+	done
+	fail "not within 10 s: $*"
+	return 1
+}
+
+# field KEY [NUMBER]: a field of the device that is listed there, counted from 0
+field() { "$U" list --json | jq -r ".[${2:-0}].$1"; }
+devices() { "$U" list --json | jq length; }

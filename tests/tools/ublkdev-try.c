@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * ublkdev-try.c: a 64 MiB device of memory that behaves in a chosen way, to try the ublk library.
+ *
+ *	ublkdev-try MODE [QUEUES [DEPTH]]
+ *
+ *	inline		completes requests inside submit
+ *	threads		two threads of its own complete them, out of order, some after a delay
+ *	uring		a memfd, read and written through the queue's io_uring
+ *	eio		as inline; reads and writes of the second quarter fail with -EIO
+ *	enospc		as inline; writes of the second quarter fail with -ENOSPC
+ *	hang		as inline; requests of the last quarter are never completed
+ *	open-fails	open returns an error with a text
+ *	no-text		open returns an error without one
+ *	bad-limits	open gives an impossible block size
+ *	start-fails	the start of the last queue returns an error
+ *	start-dies	the thread of the last queue ends in queue_start
+ *
+ * Prints the device's path, then serves as ublkdev_run() does. At the end it prints what the
+ *library has called: "open O start S stop T close C", and each queue that had requests.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <liburing.h>
+
+#include <ublkdev.h>
+
+#define SIZE	  (64ull << 20)
+#define WORKERS	  2
+#define QUEUE_MAX 16
+
+struct job {
+	struct job *next;
+	struct ublkdev_request *req;
+	struct ublkdev_sqe_op op;
+};
+
+static struct {
+	const char *mode;
+	unsigned queues;
+	int fd;
+	char *mem;
+	unsigned opened, started, stopped, closed;
+	unsigned long requests[QUEUE_MAX];
+
+	pthread_t workers[WORKERS];
+	pthread_mutex_t lock;
+	pthread_cond_t more;
+	struct job *jobs; /* the newest first: out of order on purpose */
+	bool ending;
+} state = {.lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER};
+
+static bool mode(const char *name)
+{
+	return strcmp(state.mode, name) == 0;
+}
+
+static void work(struct ublkdev_request *req)
+{
+	char *at = state.mem + ublkdev_request_offset(req);
+	uint64_t length = ublkdev_request_length(req);
+
+	switch (ublkdev_request_op(req)) {
+	case UBLKDEV_READ:
+		memcpy(ublkdev_request_buffer(req), at, length);
+		break;
+	case UBLKDEV_WRITE:
+		memcpy(at, ublkdev_request_buffer(req), length);
+		break;
+	case UBLKDEV_DISCARD:
+	case UBLKDEV_WRITE_ZEROES:
+		memset(at, 0, length);
+		break;
+	case UBLKDEV_FLUSH:
+		break;
+	}
+}
+
+static void *worker(void *arg)
+{
+	unsigned seed = (unsigned)(uintptr_t)arg;
+
+	pthread_mutex_lock(&state.lock);
+	for (;;) {
+		struct job *job = state.jobs;
+
+		if (!job && state.ending)
+			break;
+		if (!job) {
+			pthread_cond_wait(&state.more, &state.lock);
+			continue;
+		}
+		state.jobs = job->next;
+		pthread_mutex_unlock(&state.lock);
+		if (rand_r(&seed) % 8 == 0)
+			usleep(1000);
+		work(job->req);
+		ublkdev_complete(job->req, 0);
+		pthread_mutex_lock(&state.lock);
+	}
+	pthread_mutex_unlock(&state.lock);
+	return NULL;
+}
+
+static int try_open(void *data, struct ublkdev_limits *limits, struct ublkdev_error *err)
+{
+	if (mode("open-fails")) {
+		snprintf(err->text, sizeof(err->text), "this one does not open");
+		return -EBADMSG;
+	}
+	if (mode("no-text"))
+		return -EBADMSG;
+	state.opened++;
+	limits->size = SIZE;
+	limits->logical_block = mode("bad-limits") ? 700 : 0;
+	limits->discard_granularity = 4096;
+	limits->max_write_zeroes = 16 << 20;
+	limits->volatile_cache = true;
+	limits->fua = true;
+	if (mode("uring"))
+		limits->discard_granularity = limits->max_write_zeroes = 0;
+	for (uintptr_t i = 0; mode("threads") && i < WORKERS; i++)
+		if (pthread_create(&state.workers[i], NULL, worker, (void *)(i + 1)))
+			abort();
+	return 0;
+}
+
+static int try_queue_start(void *data, struct ublkdev_queue *queue, struct ublkdev_error *err)
+{
+	bool last = ublkdev_queue_index(queue) == state.queues - 1;
+
+	if (last && mode("start-fails")) {
+		snprintf(err->text, sizeof(err->text), "this queue does not start");
+		return -EBADMSG;
+	}
+	if (last && mode("start-dies"))
+		pthread_exit(NULL);
+	state.started++;
+	return 0;
+}
+
+static void uring_done(struct ublkdev_sqe_op *op, int res, uint32_t flags)
+{
+	struct job *job = (struct job *)((char *)op - offsetof(struct job, op));
+
+	if (res >= 0 && (uint64_t)res != ublkdev_request_length(job->req))
+		res = -EIO;
+	ublkdev_complete(job->req, res < 0 ? res : 0);
+}
+
+static void uring(struct ublkdev_queue *queue, struct job *job)
+{
+	struct ublkdev_request *req = job->req;
+	void *buf = ublkdev_request_buffer(req);
+	unsigned length = (unsigned)ublkdev_request_length(req);
+	uint64_t offset = ublkdev_request_offset(req);
+	struct io_uring_sqe *sqe;
+
+	job->op.complete = uring_done;
+	sqe = ublkdev_sqe(queue, &job->op);
+	switch (ublkdev_request_op(req)) {
+	case UBLKDEV_READ:
+		io_uring_prep_read(sqe, state.fd, buf, length, offset);
+		break;
+	case UBLKDEV_WRITE:
+		io_uring_prep_write(sqe, state.fd, buf, length, offset);
+		break;
+	default:
+		io_uring_prep_fsync(sqe, state.fd, 0);
+	}
+	ublkdev_sqe_bind(sqe, &job->op);
+}
+
+static void try_submit(void *data, struct ublkdev_queue *queue, struct ublkdev_request *req)
+{
+	struct job *job = ublkdev_request_data(req);
+	uint64_t quarter = ublkdev_request_offset(req) / (SIZE / 4);
+	bool flush = ublkdev_request_op(req) == UBLKDEV_FLUSH;
+
+	if (ublkdev_request_queue(req) != queue)
+		abort();
+	__atomic_fetch_add(&state.requests[ublkdev_queue_index(queue)], 1, __ATOMIC_RELAXED);
+	job->req = req;
+	if (mode("uring")) {
+		uring(queue, job);
+		return;
+	}
+	if (mode("threads")) {
+		pthread_mutex_lock(&state.lock);
+		job->next = state.jobs;
+		state.jobs = job;
+		pthread_cond_signal(&state.more);
+		pthread_mutex_unlock(&state.lock);
+		return;
+	}
+	if (mode("hang") && quarter == 3)
+		return;
+	if (!flush && quarter == 1 && mode("eio")) {
+		ublkdev_complete(req, -EIO);
+		return;
+	}
+	if (quarter == 1 && mode("enospc") && ublkdev_request_op(req) == UBLKDEV_WRITE) {
+		ublkdev_complete(req, -ENOSPC);
+		return;
+	}
+	work(req);
+	ublkdev_complete(req, 0);
+}
+
+static void try_queue_stop(void *data, struct ublkdev_queue *queue)
+{
+	state.stopped++;
+}
+
+static void try_close(void *data)
+{
+	state.closed++;
+	pthread_mutex_lock(&state.lock);
+	state.ending = true;
+	pthread_cond_broadcast(&state.more);
+	pthread_mutex_unlock(&state.lock);
+	for (unsigned i = 0; mode("threads") && i < WORKERS; i++)
+		pthread_join(state.workers[i], NULL);
+}
+
+static const struct ublkdev_ops try_ops = {
+	.name = "try",
+	.request_bytes = sizeof(struct job),
+	.open = try_open,
+	.queue_start = try_queue_start,
+	.submit = try_submit,
+	.queue_stop = try_queue_stop,
+	.close = try_close,
+};
+
+static void ready(void *data, const char *path)
+{
+	puts(path);
+	fflush(stdout);
+}
+
+int main(int argc, char **argv)
+{
+	struct ublkdev_options options = {.id = -1};
+	struct ublkdev_error err = {""};
+	int ret;
+
+	if (argc < 2 || argc > 4) {
+		fprintf(stderr, "usage: ublkdev-try MODE [QUEUES [DEPTH]]\n");
+		return 2;
+	}
+	state.mode = argv[1];
+	state.queues = options.queues = argc > 2 ? (unsigned)atoi(argv[2]) : 1;
+	options.depth = argc > 3 ? (unsigned)atoi(argv[3]) : 0;
+	state.fd = memfd_create("try", MFD_CLOEXEC);
+	if (state.fd < 0 || ftruncate(state.fd, SIZE))
+		return 1;
+	state.mem = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, state.fd, 0);
+	if (state.mem == MAP_FAILED)
+		return 1;
+	ret = ublkdev_run(&try_ops, NULL, &options, ready, &err);
+	printf("open %u start %u stop %u close %u", state.opened, state.started, state.stopped,
+	       state.closed);
+	for (unsigned i = 0; i < QUEUE_MAX; i++)
+		if (state.requests[i])
+			printf(" queue%u", i);
+	putchar('\n');
+	if (ret) {
+		fprintf(stderr, "ublkdev-try: %s\n", err.text);
+		return 1;
+	}
+	return 0;
+}

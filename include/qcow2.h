@@ -30,7 +30,22 @@ struct qcow2_options {
 	unsigned max_inflight;	   /* requests in flight over all queues; 0: 256 */
 	uint64_t writeback_delay_ms; /* dirty metadata is written back after this; 0: the default */
 	bool no_lock;		   /* simulation and fuzzing: the storage has no locks */
+
+	/*
+	 * The recovery log: memory that outlives the process, QCOW2_LOG_BYTES long or so, page aligned;
+	 * it stays the caller's, and mapped until qcow2_close() returned. NULL: none. The identity (at
+	 * most 256 bytes) says which image, boot and device it is for. With log_recover the log is
+	 * replayed: an error then means that the image must not be served, and the log is unchanged.
+	 * Without, it is started anew. After a close without error it is empty.
+	 */
+	void *log_base;
+	uint64_t log_bytes;
+	const void *log_identity;
+	uint64_t log_identity_bytes;
+	bool log_recover;
 };
+
+#define QCOW2_LOG_BYTES (8 * 1024 * 1024)
 
 /* Whether the @len bytes at @head, the start of a file, are a qcow2 image's. */
 bool qcow2_probe(const void *head, size_t len);

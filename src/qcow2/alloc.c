@@ -221,6 +221,34 @@ void refcount_release(struct qcow2_image *img, uint64_t hcluster, uint64_t count
 	}
 }
 
+uint64_t refcount_read(struct qcow2_image *img, uint64_t hcluster)
+{
+	struct slice *s;
+	uint64_t value;
+
+	if (refcount_slice_get(img, hcluster, &s) || !s)
+		return 0;
+	value = slice_count_get(img, s, slice_index(img, hcluster));
+	cache_put(&img->rc_cache, s);
+	return value;
+}
+
+int refcount_ensure(struct qcow2_image *img, uint64_t hcluster, uint64_t least)
+{
+	uint32_t index = slice_index(img, hcluster);
+	struct slice *s;
+	int ret = refcount_slice_get(img, hcluster, &s);
+
+	if (ret || !s)
+		return ret ? ret : -ESTALE;
+	if (slice_count_get(img, s, index) < least) {
+		slice_begin_change(&img->rc_cache, s);
+		slice_count_set(img, s, index, 1, least);
+	}
+	cache_put(&img->rc_cache, s);
+	return 0;
+}
+
 void alloc_undo(struct qcow2_image *img, uint64_t hcluster, uint64_t count)
 {
 	refcount_lower(img, hcluster, count);
@@ -254,7 +282,7 @@ static int extend_file(struct qcow2_image *img, uint64_t end_bytes)
 static int refcount_block_create(struct qcow2_image *img, uint64_t hcluster)
 {
 	uint64_t index = hcluster >> img->rb_bits;
-	uint64_t hoff = hcluster << img->cluster_bits;
+	uint64_t hoff = hcluster << img->cluster_bits, slice_hoff;
 	struct slice *s;
 	int ret;
 
@@ -270,21 +298,22 @@ static int refcount_block_create(struct qcow2_image *img, uint64_t hcluster)
 		ret = metaset_add(&img->metaset, hcluster);
 	if (ret)
 		return ret;
-	table_set(&img->rt, img, index, hoff);
-	if (hcluster >= img->append_hcluster)
-		img->append_hcluster = hcluster + 1;
-	if (img->zero_hcluster != UINT64_MAX)
-		img->zero_hcluster = max_of(img->zero_hcluster, hcluster + 1);
-	ret = refcount_slice_get(img, hcluster, &s);
+	slice_hoff = hoff + ((hcluster & (((uint64_t)1 << img->rb_bits) - 1)) >> img->rc_slice_bits) *
+				    img->slice_bytes;
+	ret = cache_get(&img->rc_cache, hcluster >> img->rc_slice_bits, slice_hoff, true, &s);
 	if (ret) {
-		/* Not durable yet and empty, so it can be taken back. */
-		table_set(&img->rt, img, index, 0);
 		metaset_remove(&img->metaset, hcluster);
 		return ret;
 	}
 	slice_begin_change(&img->rc_cache, s);
+	/* From here on nothing suspends: no pass may take the table's entry without the block's count. */
 	slice_count_set(img, s, slice_index(img, hcluster), 1, 1);
+	reclog_table(img, RECLOG_RT, index, 0, hoff);
+	table_set(&img->rt, img, index, hoff);
 	cache_put(&img->rc_cache, s);
+	img->append_hcluster = max_of(img->append_hcluster, hcluster + 1);
+	if (img->zero_hcluster != UINT64_MAX)
+		img->zero_hcluster = max_of(img->zero_hcluster, hcluster + 1);
 	return 0;
 }
 

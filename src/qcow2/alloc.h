@@ -39,6 +39,10 @@ void refcount_lower(struct qcow2_image *img, uint64_t hcluster, uint64_t count);
 /* The same, punching holes for those that reach 0 before they can be allocated. */
 void refcount_release(struct qcow2_image *img, uint64_t hcluster, uint64_t count);
 
+/* For replay: the count of a cluster (0 where it cannot be read); raises it to @least. */
+uint64_t refcount_read(struct qcow2_image *img, uint64_t hcluster);
+int refcount_ensure(struct qcow2_image *img, uint64_t hcluster, uint64_t least) must_check;
+
 /* Ends the search for free clusters in the background and waits for it. */
 void alloc_stop_scan(struct qcow2_image *img);
 

@@ -257,8 +257,6 @@ static int make_parts(struct qcow2_image *img, const struct qcow2_options *opts,
 }
 
 /* Before a writable image is used: what lies in the file is durable, and its refcounts are right. */
-int qcow2_repair_dirty(struct storage *st, struct qcow2_header *h, struct error *err) __attribute__((weak));
-
 static int settle(struct qcow2_image *img, struct error *err)
 {
 	int ret;
@@ -320,6 +318,11 @@ int qcow2_open(struct qcow2_image **out, struct storage *storage, const struct q
 		ret = find_metadata(img, err);
 	if (!ret)
 		ret = make_parts(img, opts, err);
+	if (!ret && opts->log_base && !img->read_only)
+		ret = reclog_attach(img, opts->log_base, opts->log_bytes, opts->log_identity,
+				    opts->log_identity_bytes, opts->log_recover, err);
+	if (!ret && img->reclog.header && opts->log_recover)
+		ret = reclog_replay(img, err);
 	if (ret) {
 		image_free(img);
 		return ret;

@@ -36,6 +36,7 @@
 #include "qcow2/locks.h"
 #include "qcow2/metaset.h"
 #include "qcow2/mutant.h"
+#include "qcow2/reclog.h"
 #include "qcow2/writeback.h"
 #include "ring/co.h"
 #include "storage/storage.h"
@@ -113,6 +114,7 @@ struct qcow2_image {
 	bool scan_running;
 
 	struct frees frees;
+	struct reclog reclog;
 	struct writeback wb;
 
 	/* rule 7: autoclear bits are cleared before the first write */

@@ -155,7 +155,7 @@ static int l2_table_offset(struct qcow2_image *img, uint64_t index, uint64_t *ho
 /* Makes the table of L1 entry @index, empty; under l1_lock. */
 static int l2_table_create(struct qcow2_image *img, uint64_t index)
 {
-	uint64_t hcluster, got;
+	uint64_t hcluster, got, entry;
 	bool zeroed;
 	int ret = alloc_clusters(img, 1, &hcluster, &got, &zeroed);
 
@@ -168,7 +168,9 @@ static int l2_table_create(struct qcow2_image *img, uint64_t index)
 		alloc_undo(img, hcluster, 1);
 		return ret;
 	}
-	table_set(&img->l1, img, index, hcluster << img->cluster_bits | QCOW2_COPIED);
+	entry = hcluster << img->cluster_bits | QCOW2_COPIED;
+	reclog_table(img, RECLOG_L1, index, 0, entry);
+	table_set(&img->l1, img, index, entry);
 	return 0;
 }
 

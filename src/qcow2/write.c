@@ -39,17 +39,20 @@ struct segment {
 };
 
 #define ROUND_SEGMENTS 8
+/* Guest clusters of a round: bounds its lock and what it reserves in the recovery log. */
+#define ROUND_CLUSTERS 256
 /* Clusters that a round may unlink: one for each segment. */
 #define ROUND_FREES ROUND_SEGMENTS
 
 struct round {
 	struct qcow2_image *img;
-	uint64_t goff, end; /* what is to be written; @goff advances */
+	uint64_t goff, end; /* what is to be written */
 	uint64_t pos;	    /* prepared up to here */
 	struct cluster_lock lock;
 	struct segment segments[ROUND_SEGMENTS];
 	unsigned count;
 	unsigned reserved;
+	uint64_t log_reserved;
 	int io_ret;
 };
 
@@ -152,7 +155,7 @@ static void round_unlock(struct round *round)
 
 	cluster_unlock(&img->locks, &round->lock);
 	frees_unreserve(img, round->reserved);
-	round->reserved = 0;
+	reclog_unreserve(img, round->log_reserved);
 }
 
 static int round_prepare(void *arg)
@@ -163,6 +166,12 @@ static int round_prepare(void *arg)
 
 	if (ret)
 		return ret;
+	round->log_reserved = reclog_need(img, ROUND_CLUSTERS);
+	ret = reclog_reserve(img, round->log_reserved);
+	if (ret) {
+		frees_unreserve(img, ROUND_FREES);
+		return ret;
+	}
 	round->reserved = ROUND_FREES;
 	round->count = 0;
 	round->pos = round->goff;
@@ -207,13 +216,15 @@ static int64_t link_in_slice(struct round *round, const struct segment *seg, uin
 	slice_begin_change(&img->l2_cache, s);
 	for (uint64_t i = 0; i < n; i++) {
 		uint32_t at = index + (uint32_t)i;
-		uint64_t hcluster = seg->hcluster + from + i;
+		uint64_t entry = map_entry_load(s, at);
+		uint64_t value = (seg->hcluster + from + i) << img->cluster_bits | QCOW2_COPIED;
 
-		if (!link_entry_expected(img, seg, from + i, map_entry_load(s, at))) {
+		if (!link_entry_expected(img, seg, from + i, entry)) {
 			cache_put(&img->l2_cache, s);
 			return i ? (int64_t)i : -ESTALE;
 		}
-		map_entry_store(img, s, at, hcluster << img->cluster_bits | QCOW2_COPIED);
+		reclog_l2(img, gcluster + i, entry, value);
+		map_entry_store(img, s, at, value);
 	}
 	cache_put(&img->l2_cache, s);
 	if (seg->kind == SEGMENT_COPY)
@@ -370,11 +381,15 @@ static int write_allocating(struct request *r, uint64_t goff, uint64_t end,
 			    const struct payload *payload)
 {
 	struct qcow2_image *img = r->q->img;
-	struct round round = {.img = img, .goff = goff, .end = end};
+	struct round round = {.img = img, .goff = goff};
+	uint64_t span = (uint64_t)ROUND_CLUSTERS << img->cluster_bits;
 	bool retried = false;
 
 	while (round.goff < end) {
-		int ret = image_call(img, round_prepare, &round);
+		int ret;
+
+		round.end = min_of(end, align_down(round.goff, img->cluster_bytes) + span);
+		ret = image_call(img, round_prepare, &round);
 
 		if (!ret) {
 			round.io_ret = round_write(r, &round, payload);

@@ -152,6 +152,7 @@ void writeback_give_up(struct qcow2_image *img, int ret)
 	if (img->wb.sync_failed)
 		return;
 	img->wb.sync_failed = ret;
+	reclog_sync_failed(img);
 	log_err("%s: %s: nothing written from now on can be made durable; detach the device and check "
 		"the image",
 		img->st->name, error_text(NULL, ret));
@@ -228,6 +229,7 @@ static int pass_execute(struct qcow2_image *img)
 	cache_cut(&img->l2_cache);
 	table_cut(&img->l1, img->st->block_bytes);
 	frees_cut(&img->frees);
+	reclog_cut(img);
 	if (mutant(MUTANT_LOWER_WITH_RAISE)) {
 		frees_pass_done(img, false);
 		frees_reclaim(img);
@@ -248,6 +250,7 @@ static int pass_execute(struct qcow2_image *img)
 		uncut(&img->l2_cache);
 	} else {
 		wb->synced_writes = writes;
+		reclog_pass_done(img);
 	}
 	frees_pass_done(img, ret != 0);
 	return ret;

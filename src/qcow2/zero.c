@@ -54,6 +54,7 @@ static int unmap_in_slice(struct unmap *u, uint64_t first, uint64_t end, unsigne
 		}
 		if (zeroed == entry)
 			continue;
+		reclog_l2(img, g, entry, zeroed);
 		map_entry_store(img, s, index, zeroed);
 		if (!(zeroed & QCOW2_L2_OFFSET_MASK))
 			frees_add(img, (entry & QCOW2_L2_OFFSET_MASK) >> img->cluster_bits, reserved);
@@ -89,10 +90,16 @@ static int unmap_on_meta(void *arg)
 		batch_ret = frees_reserve(img, reserved);
 		if (batch_ret)
 			return batch_ret;
+		batch_ret = reclog_reserve(img, reclog_need(img, UNMAP_BATCH));
+		if (batch_ret) {
+			frees_unreserve(img, reserved);
+			return batch_ret;
+		}
 		cluster_lock(&img->locks, &lock, g, end - 1);
 		batch_ret = unmap_in_slice(u, g, end, &reserved);
 		cluster_unlock(&img->locks, &lock);
 		frees_unreserve(img, reserved);
+		reclog_unreserve(img, reclog_need(img, UNMAP_BATCH));
 		ret = ret ? ret : batch_ret;
 		g = end;
 	}

@@ -1,0 +1,403 @@
+/* SPDX-License-Identifier: MIT */
+/* reclog.c: see reclog.h. */
+#include "qcow2/reclog.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "qcow2/alloc.h"
+#include "qcow2/map.h"
+
+#define RECLOG_MAGIC	      0x71326c6f67303031u /* "q2log001" */
+#define RECLOG_HEADER_BYTES   4096
+#define RECLOG_IDENTITY_BYTES 256
+
+/* Native byte order: the log lives no longer than the boot. */
+struct reclog_header {
+	uint64_t magic;
+	uint64_t capacity;
+	uint64_t identity_bytes;
+	uint8_t identity[RECLOG_IDENTITY_BYTES];
+	uint64_t size_bytes; /* the image's */
+	uint64_t cluster_bits;
+	_Atomic uint64_t head, tail;
+	_Atomic uint64_t sync_failed; /* an errno */
+};
+
+static_assert(sizeof(struct reclog_header) <= RECLOG_HEADER_BYTES, "the first page");
+static_assert(sizeof(struct reclog_record) == 32, "layout");
+
+/* ---- attaching ---- */
+
+static int log_check(const struct qcow2_image *img, const struct reclog_header *h, uint64_t capacity,
+		     const void *identity, uint64_t identity_bytes, struct error *err)
+{
+	uint64_t head = atomic_load(&h->head), tail = atomic_load(&h->tail);
+
+	if (h->magic != RECLOG_MAGIC)
+		return error_set(err, -EINVAL, "the recovery log is damaged, or another version's");
+	if (h->identity_bytes != identity_bytes || memcmp(h->identity, identity, identity_bytes))
+		return error_set(err, -EINVAL, "the recovery log belongs to another image or boot");
+	if (h->capacity != capacity || tail > head || head - tail > capacity)
+		return error_set(err, -EINVAL, "the recovery log is damaged");
+	if (h->size_bytes != img->size_bytes || h->cluster_bits != img->cluster_bits)
+		return error_set(err, -EINVAL, "the recovery log belongs to another state of the image");
+	return 0;
+}
+
+int reclog_attach(struct qcow2_image *img, void *base, uint64_t len_bytes, const void *identity,
+		  uint64_t identity_bytes, bool recover, struct error *err)
+{
+	struct reclog *log = &img->reclog;
+	struct reclog_header *h = base;
+	uint64_t capacity;
+	int ret;
+
+	if (len_bytes < RECLOG_MIN_BYTES || identity_bytes > RECLOG_IDENTITY_BYTES)
+		return error_set(err, -EINVAL, "a recovery log of %llu bytes is too small",
+				 (unsigned long long)len_bytes);
+	capacity = (len_bytes - RECLOG_HEADER_BYTES) / sizeof(struct reclog_record);
+	if (recover) {
+		ret = log_check(img, h, capacity, identity, identity_bytes, err);
+		if (ret)
+			return ret;
+	} else {
+		memset(h, 0, RECLOG_HEADER_BYTES);
+		h->capacity = capacity;
+		h->identity_bytes = identity_bytes;
+		memcpy(h->identity, identity, identity_bytes);
+		h->size_bytes = img->size_bytes;
+		h->cluster_bits = img->cluster_bits;
+		atomic_thread_fence(memory_order_release);
+		h->magic = RECLOG_MAGIC;
+	}
+	log->header = h;
+	log->records = (void *)((uint8_t *)base + RECLOG_HEADER_BYTES);
+	log->capacity = capacity;
+	log->head = atomic_load(&h->head);
+	log->cut = log->head;
+	return 0;
+}
+
+/* ---- room ---- */
+
+static uint64_t log_used(const struct reclog *log)
+{
+	return log->head - atomic_load_explicit(&log->header->tail, memory_order_relaxed) +
+	       log->reserved;
+}
+
+uint64_t reclog_need(const struct qcow2_image *img, uint64_t clusters)
+{
+	/*
+	 * Each cluster may be a record of its own, where hosts are not adjacent; each L2 table and
+	 * refcount block that is made is one more.
+	 */
+	return 2 * clusters + (clusters >> img->rb_bits) + 8;
+}
+
+int reclog_reserve(struct qcow2_image *img, uint64_t records)
+{
+	struct reclog *log = &img->reclog;
+
+	if (!log->header)
+		return 0;
+	assert(records <= log->capacity / 4);
+	while (log_used(log) + records > log->capacity) {
+		int ret = writeback_run(img);
+
+		if (ret)
+			return ret;
+		if (log_used(log) + records > log->capacity && log->reserved)
+			co_wait(&img->idle);
+	}
+	log->reserved += records;
+	return 0;
+}
+
+void reclog_unreserve(struct qcow2_image *img, uint64_t records)
+{
+	if (!img->reclog.header)
+		return;
+	assert(img->reclog.reserved >= records);
+	img->reclog.reserved -= records;
+	co_wake_all(&img->idle);
+}
+
+/* ---- recording ---- */
+
+static uint64_t step(const struct qcow2_image *img, uint64_t value, uint64_t n)
+{
+	return value & QCOW2_L2_OFFSET_MASK ? value + (n << img->cluster_bits) : value;
+}
+
+static struct reclog_record *record_at(const struct reclog *log, uint64_t position)
+{
+	return &log->records[position % log->capacity];
+}
+
+static void publish(struct reclog *log)
+{
+	log->head++;
+	atomic_store_explicit(&log->header->head, log->head, memory_order_release);
+}
+
+void reclog_l2(struct qcow2_image *img, uint64_t gcluster, uint64_t old, uint64_t value)
+{
+	struct reclog *log = &img->reclog;
+
+	if (!log->header || log->replaying)
+		return;
+	/*
+	 * The last record may be lengthened in place as long as no pass has cut behind it: the count
+	 * is one store, and either value of it is a record.
+	 */
+	if (log->head > log->cut &&
+	    log->head > atomic_load_explicit(&log->header->tail, memory_order_relaxed)) {
+		struct reclog_record *last = record_at(log, log->head - 1);
+
+		if (last->type == RECLOG_L2 && last->index + last->count == gcluster &&
+		    last->count < UINT32_MAX && step(img, last->value, last->count) == value &&
+		    step(img, last->old, last->count) == old) {
+			__atomic_store_n(&last->count, last->count + 1, __ATOMIC_RELEASE);
+			return;
+		}
+	}
+	assert(log_used(log) - log->reserved < log->capacity);
+	*record_at(log, log->head) = (struct reclog_record){
+		.type = RECLOG_L2, .count = 1, .index = gcluster, .value = value, .old = old};
+	publish(log);
+}
+
+void reclog_table(struct qcow2_image *img, enum reclog_type type, uint64_t index, uint64_t old,
+		  uint64_t value)
+{
+	struct reclog *log = &img->reclog;
+
+	if (!log->header || log->replaying)
+		return;
+	assert(log_used(log) - log->reserved < log->capacity);
+	*record_at(log, log->head) = (struct reclog_record){
+		.type = type, .count = 1, .index = index, .value = value, .old = old};
+	publish(log);
+}
+
+void reclog_cut(struct qcow2_image *img)
+{
+	img->reclog.cut = img->reclog.head;
+}
+
+void reclog_pass_done(struct qcow2_image *img)
+{
+	struct reclog *log = &img->reclog;
+
+	if (log->header && !log->replaying)
+		atomic_store_explicit(&log->header->tail, log->cut, memory_order_release);
+}
+
+void reclog_sync_failed(struct qcow2_image *img)
+{
+	if (img->reclog.header)
+		atomic_store(&img->reclog.header->sync_failed, (uint64_t)-img->wb.sync_failed);
+}
+
+/* ---- replay ---- */
+
+/* What the log says of one guest cluster. */
+struct seen {
+	uint64_t gcluster; /* + 1; 0: empty */
+	uint64_t final;	   /* the last value */
+	bool matched;	   /* the image holds one of the values that it went through */
+};
+
+struct seen_map {
+	struct seen *slots;
+	uint64_t mask;
+};
+
+static struct seen *seen_find(struct seen_map *m, uint64_t gcluster)
+{
+	uint64_t i = (gcluster * 0x9e3779b97f4a7c15u >> 20) & m->mask;
+
+	while (m->slots[i].gcluster && m->slots[i].gcluster != gcluster + 1)
+		i = (i + 1) & m->mask;
+	return &m->slots[i];
+}
+
+static int record_check(const struct qcow2_image *img, const struct reclog_record *r)
+{
+	uint64_t gclusters = div_up(img->size_bytes, img->cluster_bytes);
+	uint64_t hcluster = (r->value & QCOW2_L2_OFFSET_MASK) >> img->cluster_bits;
+
+	if (!r->count || hcluster + r->count > img->hclusters_max)
+		return -EINVAL;
+	switch (r->type) {
+	case RECLOG_L2:
+		return r->index < gclusters && r->count <= gclusters - r->index ? 0 : -EINVAL;
+	case RECLOG_L1:
+		return r->index < img->l1.entries && r->count == 1 && hcluster ? 0 : -EINVAL;
+	case RECLOG_RT:
+		return r->index < img->rt.entries && r->count == 1 ? 0 : -EINVAL;
+	default:
+		return -EINVAL;
+	}
+}
+
+/* Tables first: L2 entries of a new table need it. */
+static int replay_table(struct qcow2_image *img, const struct reclog_record *r)
+{
+	struct table *t = r->type == RECLOG_L1 ? &img->l1 : &img->rt;
+	uint64_t mask = r->type == RECLOG_L1 ? QCOW2_L1_OFFSET_MASK : QCOW2_RT_OFFSET_MASK;
+	uint64_t now = table_get(t, r->index), hcluster = (r->value & mask) >> img->cluster_bits;
+	int ret;
+
+	if (now != r->value && now != r->old)
+		return -ESTALE;
+	if (now != r->value) {
+		if (!r->value)
+			metaset_remove(&img->metaset, (r->old & mask) >> img->cluster_bits);
+		ret = r->value ? metaset_add(&img->metaset, hcluster) : 0;
+		if (ret)
+			return ret == -EEXIST ? -ESTALE : ret;
+		table_set(t, img, r->index, r->value);
+	}
+	return r->value ? refcount_ensure(img, hcluster, 1) : 0;
+}
+
+/* Compares one L2 record with the image, and notes its clusters' last values. */
+static int note_l2(struct qcow2_image *img, struct seen_map *m, const struct reclog_record *r)
+{
+	for (uint32_t i = 0; i < r->count; i++) {
+		uint64_t g = r->index + i, now = 0;
+		struct seen *seen = seen_find(m, g);
+		struct slice *s;
+		int ret = map_slice_get(img, g, false, &s);
+
+		if (ret)
+			return ret;
+		if (s) {
+			now = map_entry_load(s, map_slice_index(img, g));
+			cache_put(&img->l2_cache, s);
+		}
+		if (!seen->gcluster)
+			*seen = (struct seen){.gcluster = g + 1};
+		seen->final = step(img, r->value, i);
+		seen->matched |= now == seen->final || now == step(img, r->old, i);
+	}
+	return 0;
+}
+
+static int apply_l2(struct qcow2_image *img, struct seen_map *m)
+{
+	for (uint64_t i = 0; i <= m->mask; i++) {
+		struct seen *seen = &m->slots[i];
+		uint64_t g = seen->gcluster - 1, host = seen->final & QCOW2_L2_OFFSET_MASK;
+		struct slice *s;
+		uint32_t index = map_slice_index(img, g);
+		int ret = 0;
+
+		if (!seen->gcluster)
+			continue;
+		if (!seen->matched)
+			return -ESTALE;
+		if (host)
+			ret = refcount_ensure(img, host >> img->cluster_bits, 1);
+		if (!ret)
+			ret = map_slice_get(img, g, false, &s);
+		if (!ret && !s)
+			ret = -ESTALE;
+		if (ret)
+			return ret;
+		if (map_entry_load(s, index) != seen->final) {
+			slice_begin_change(&img->l2_cache, s);
+			map_entry_store(img, s, index, seen->final);
+		}
+		cache_put(&img->l2_cache, s);
+	}
+	return 0;
+}
+
+/* What the log unlinked is free now; best effort, what is missed is a leak. */
+static void free_unlinked(struct qcow2_image *img, struct seen_map *m, uint64_t from, uint64_t to)
+{
+	for (uint64_t p = from; p < to; p++) {
+		const struct reclog_record *r = record_at(&img->reclog, p);
+
+		for (uint32_t i = 0; r->type == RECLOG_L2 && i < r->count; i++) {
+			uint64_t host = step(img, r->old, i) & QCOW2_L2_OFFSET_MASK;
+			uint64_t final = seen_find(m, r->index + i)->final & QCOW2_L2_OFFSET_MASK;
+			unsigned reserved = 1;
+
+			if (!host || host == final ||
+			    refcount_read(img, host >> img->cluster_bits) == 0)
+				continue;
+			if (frees_reserve(img, 1))
+				return;
+			frees_add(img, host >> img->cluster_bits, &reserved);
+			frees_unreserve(img, reserved);
+		}
+	}
+}
+
+static int replay_records(struct qcow2_image *img, struct seen_map *m, uint64_t from, uint64_t to)
+{
+	int ret = 0;
+
+	/* the refcount table before what is counted by it, L1 before L2 */
+	for (unsigned type = RECLOG_RT; !ret && type >= RECLOG_L1; type--)
+		for (uint64_t p = from; !ret && p < to; p++)
+			if (record_at(&img->reclog, p)->type == type)
+				ret = replay_table(img, record_at(&img->reclog, p));
+	for (uint64_t p = from; !ret && p < to; p++)
+		if (record_at(&img->reclog, p)->type == RECLOG_L2)
+			ret = note_l2(img, m, record_at(&img->reclog, p));
+	return ret ? ret : apply_l2(img, m);
+}
+
+int reclog_replay(struct qcow2_image *img, struct error *err)
+{
+	struct reclog *log = &img->reclog;
+	uint64_t to = log->head, from = atomic_load(&log->header->tail), clusters = 0;
+	struct seen_map m = {.mask = 63};
+	int ret = 0, sync_failed;
+
+	for (uint64_t p = from; !ret && p < to; p++) {
+		ret = record_check(img, record_at(log, p));
+		clusters += record_at(log, p)->type == RECLOG_L2 ? record_at(log, p)->count : 0;
+	}
+	if (ret)
+		return error_set(err, ret, "the recovery log is damaged: it is not applied");
+	while (m.mask < 2 * clusters)
+		m.mask = m.mask * 2 + 1;
+	m.slots = calloc(m.mask + 1, sizeof(*m.slots));
+	if (!m.slots)
+		return error_set(err, -ENOMEM, "no memory to replay the recovery log");
+	log->replaying = true;
+	ret = replay_records(img, &m, from, to);
+	sync_failed = -(int)atomic_load(&log->header->sync_failed);
+	if (!ret && !sync_failed)
+		ret = writeback_run(img);
+	log->replaying = false;
+	if (ret) {
+		free(m.slots);
+		if (ret == -ESTALE)
+			return error_set(err, ret, "the image was changed since the recovery log was "
+						   "written: the log is not applied");
+		return error_set(err, ret, "cannot replay the recovery log: %s",
+				 error_text(NULL, ret));
+	}
+	if (sync_failed) {
+		/* Rule 6 goes on: nothing becomes durable, and the log keeps what it has. */
+		img->wb.sync_failed = sync_failed;
+	} else {
+		atomic_store_explicit(&log->header->tail, to, memory_order_release);
+		free_unlinked(img, &m, from, to);
+	}
+	free(m.slots);
+	log_info("%s: recovered: %llu changes of the map were replayed", img->st->name,
+		 (unsigned long long)(to - from));
+	return 0;
+}

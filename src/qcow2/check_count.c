@@ -764,6 +764,7 @@ static int count_blocks(struct check *c)
 		uint64_t hoff = entry & QCOW2_RT_OFFSET_MASK;
 		uint64_t hcluster = qcow2_host_to_hcluster(hoff, bits);
 		const char *wrong = NULL;
+		bool outside = false;
 		int ret;
 
 		if (!entry)
@@ -772,7 +773,7 @@ static int count_blocks(struct check *c)
 			wrong = "has reserved bits set";
 		else if (!is_aligned(hoff, c->h->cluster_bytes))
 			wrong = "is not aligned to a cluster";
-		else if (hcluster >= c->hclusters)
+		else if ((outside = hcluster >= c->hclusters))
 			wrong = "is outside the file";
 		if (!wrong) {
 			ret = count_slow(c, hcluster);
@@ -784,7 +785,8 @@ static int count_blocks(struct check *c)
 		if (wrong) {
 			check_finding(c, QCOW2_FINDING_CORRUPTION,
 				      "refcount block %" PRIu64 " at 0x%" PRIx64 " %s", i, hoff, wrong);
-			c->rebuild = true;
+			/* A block outside that says nothing about the file does no harm to other repairs. */
+			c->rebuild |= !outside || c->repairing;
 		}
 	}
 	return 0;

@@ -145,6 +145,9 @@ int repair_table_write(struct check *c, uint64_t offset, const void *data, uint6
 /* Any place, unconditionally. */
 int repair_write(struct check *c, uint64_t offset, const void *data, uint64_t len_bytes);
 
+/* Changes a refcount in @block, for a fix of check_compare(); true. */
+bool repair_refcount_set(struct check *c, uint64_t hcluster, uint64_t value, void *block);
+
 /* ---- repair_rebuild.c ---- */
 
 /* New refcount blocks and a new table from the counts; then counts and compares again. */

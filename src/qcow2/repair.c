@@ -99,27 +99,32 @@ static int repair_sync(struct check *c)
 
 /* ---- refcounts in place ---- */
 
-static bool fix_refcount(struct check *c, uint64_t hcluster, uint64_t refcount, uint64_t count,
-			 void *block)
+bool repair_refcount_set(struct check *c, uint64_t hcluster, uint64_t value, void *block)
 {
 	uint32_t index = qcow2_hcluster_to_rb_index(hcluster, c->h->rb_bits);
 	uint32_t byte = (uint32_t)(((uint64_t)index << c->h->refcount_order) / 8);
 	uint32_t width = max_of(c->h->refcount_bits / 8, 1u);
 
+	qcow2_refcount_set(block, index, c->h->refcount_order, value);
+	if (c->fix_first == c->fix_end)
+		c->fix_first = byte;
+	c->fix_end = byte + width;
+	return true;
+}
+
+static bool fix_refcount(struct check *c, uint64_t hcluster, uint64_t refcount, uint64_t count,
+			 void *block)
+{
 	if (!block || (refcount < count && c->opts->repair != QCOW2_REPAIR_ALL))
 		return false;
 	check_finding(c, QCOW2_FINDING_REPAIR,
 		      "cluster %" PRIu64 ": refcount %" PRIu64 " becomes %" PRIu64, hcluster, refcount,
 		      count);
-	qcow2_refcount_set(block, index, c->h->refcount_order, count);
-	if (c->fix_first == c->fix_end)
-		c->fix_first = byte;
-	c->fix_end = byte + width;
 	if (refcount > count)
 		c->res->leaks_fixed++;
 	else
 		c->res->corruptions_fixed++;
-	return true;
+	return repair_refcount_set(c, hcluster, count, block);
 }
 
 static int repair_refcounts(struct check *c)

@@ -5,7 +5,8 @@
  * 1. Everything is counted but the old refcount table and its blocks, which are to go.
  * 2. Places for new blocks and a new table are chosen among clusters that nothing refers to, the old
  *    structures included: until the switch the old ones stay as they are. Choosing a place makes it
- *    counted, which may need one more block, and so on until nothing changes.
+ *    counted, which may need one more block, and so on until nothing changes. If the file must grow,
+ *    all of this is done again for the longer file.
  * 3. File extended if need be; blocks and table written; sync; switched by one write of the header;
  *    sync.
  * 4. Counted and compared anew: what is found now is what is left.
@@ -163,21 +164,21 @@ static int place_table(struct plan *p, bool *changed)
 	return place(p, need, &p->rt_hcluster);
 }
 
-static int make_plan(struct plan *p)
+static void plan_reset(struct plan *p)
 {
-	struct check *c = p->c;
+	free(p->rt);
+	*p = (struct plan){.c = p->c};
+}
+
+static int plan_once(struct plan *p)
+{
 	bool changed;
 	int ret;
 
-	for (uint64_t i = 0; i < c->capacity; i++) {
-		uint64_t bit = (uint64_t)1 << (i % 64);
-
-		if (counts_get(&c->counts, i))
-			c->ones[i / 64] |= bit;
-		else
-			c->ones[i / 64] &= ~bit;
-	}
-	ret = check_count_data(c);
+	plan_reset(p);
+	ret = reserve(p->c, p->c->hclusters + 1);
+	if (!ret)
+		ret = check_count_data(p->c);
 	do {
 		changed = false;
 		if (!ret)
@@ -188,12 +189,38 @@ static int make_plan(struct plan *p)
 	return ret;
 }
 
+/*
+ * A broken reference past the end of the file comes to lie inside a longer one, and then it counts, and
+ * nothing may be put there. So the plan is made again for the longer file, until it fits.
+ */
+static int make_plan(struct plan *p)
+{
+	struct check *c = p->c;
+
+	for (uint64_t i = 0; i < c->capacity; i++) {
+		uint64_t bit = (uint64_t)1 << (i % 64);
+
+		if (counts_get(&c->counts, i))
+			c->ones[i / 64] |= bit;
+		else
+			c->ones[i / 64] &= ~bit;
+	}
+	for (;;) {
+		int ret = plan_once(p);
+
+		if (ret || p->end <= c->hclusters)
+			return ret;
+		c->file_bytes = qcow2_hcluster_to_host(p->end, c->h->cluster_bits);
+		c->hclusters = p->end;
+	}
+}
+
 /* ---- writing ---- */
 
 static int extend_file(struct plan *p)
 {
 	struct check *c = p->c;
-	uint64_t end = qcow2_hcluster_to_host(p->end, c->h->cluster_bits);
+	uint64_t end = c->file_bytes; /* as planned */
 	int ret;
 
 	if (end <= c->st->size_bytes)
@@ -268,6 +295,15 @@ static int adopt(struct check *c, struct plan *p)
 	return check_view_open(c);
 }
 
+/*
+ * What referred to something by the old header's bytes, taken for a table by a broken reference, refers
+ * to something else by the new one's. What that leaks is nobody's; it is lowered without a word.
+ */
+static bool lower(struct check *c, uint64_t hcluster, uint64_t refcount, uint64_t count, void *block)
+{
+	return block && refcount > count && repair_refcount_set(c, hcluster, count, block);
+}
+
 static int count_again(struct check *c)
 {
 	struct qcow2_check_result old = *c->res;
@@ -287,7 +323,7 @@ static int count_again(struct check *c)
 	c->repairing = false;
 	ret = check_count_all(c, false);
 	if (!ret)
-		ret = check_compare(c, NULL);
+		ret = check_compare(c, lower);
 	c->repairing = repairing;
 	if (old.corruptions > res->corruptions)
 		res->corruptions_fixed += old.corruptions - res->corruptions;

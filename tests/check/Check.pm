@@ -6,7 +6,7 @@ package Check;
 use strict;
 use warnings;
 use Exporter 'import';
-our @EXPORT = qw(run_ok make_image kinds slurp spill parse compare ours theirs verdict $program);
+our @EXPORT = qw(run_ok make_image kinds slurp spill broken_image compare ours theirs verdict $program);
 
 our $program = ($ENV{BUILD} // 'build') . '/ublk-qcow2';
 my $secret = 'secret,id=s,data=open sesame';
@@ -182,6 +182,67 @@ sub parse {
 		}
 	}
 	return \%at;
+}
+
+# ---- broken images ----
+
+sub pick { return $_[int rand @_] }
+
+# A value of an entry that is wrong in one of the ways that matter.
+sub mutate {
+	my ($value, $at, $bytes, $kind) = @_;
+	my $cluster = $at->{cluster};
+	my @ways = (
+		sub { 0 },
+		sub { $value ^ 1 << int rand 64 },
+		sub { $value ^ 1 << 63 },
+		sub { $value ^ 1 << 62 },
+		sub { $value ^ 1 },
+		sub { $value ^ 2 },
+		sub { $value + $cluster },
+		sub { $value + 512 },
+		sub { ($value & 1 << 63) | $at->{size} & ~511 },
+		sub { ($value & 1 << 63) | ($at->{size} + 10 * $cluster) & ~($cluster - 1) },
+		sub { ($value & 1 << 63) | int(rand($at->{size} / $cluster)) * $cluster },
+		sub { unpack 'Q>', substr $bytes, pick(@{$at->{$kind}}), 8 },
+		sub { int rand 1 << 62 },
+		sub { ~0 },
+		sub { $value >> 8 },
+	);
+	return pick(@ways)->();
+}
+
+my %sound;
+
+# The kind, the bytes of a broken image, and what was done to it. Base and data files are made beside
+# it, under the names that are in the image.
+sub broken_image {
+	my ($seed) = @_;
+	srand $seed;
+	my $kind = pick(kinds());
+	if (!$sound{$kind}) {
+		make_image($kind, "image.$kind");
+		$sound{$kind} = slurp("image.$kind");
+	}
+	my $bytes = $sound{$kind};
+	my $at = parse($bytes);
+	my @log;
+	for (1 .. 1 + int rand 3) {
+		my $entry = pick(grep { $at->{$_} } qw(l1 l2 l2 l2 rt refcount refcount snapshot));
+		my $offset = pick(@{$at->{$entry}});
+		next if $offset + 8 > length $bytes;
+		my $value = unpack 'Q>', substr $bytes, $offset, 8;
+		my $new = mutate($value, $at, $bytes, $entry);
+		substr($bytes, $offset, 8) = pack 'Q>', $new;
+		push @log, sprintf '%s entry at %d: %016x -> %016x', $entry, $offset, $value, $new;
+	}
+	# Now and then the end is missing.
+	if (rand() < 0.05) {
+		my $size = int rand length $bytes;
+		$bytes = substr $bytes, 0, $size;
+		push @log, "cut to $size bytes";
+	}
+	return ($kind, $bytes, join '; ', @log);
 }
 
 # ---- the two checkers ----

@@ -386,6 +386,8 @@ int qcow2_header_read(struct storage *st, struct qcow2_header *h, struct error *
 		goto out;
 	decode_fixed(&fixed, h);
 	ret = check_geometry(h, err);
+	if (!ret && st->size_bytes < h->header_length)
+		ret = error_set(err, -EINVAL, "%s: the file ends inside the header", st->name);
 	if (!ret)
 		ret = check_features(h, err);
 	if (!ret)

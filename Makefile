@@ -11,7 +11,8 @@ CC := gcc
 endif
 SAN ?=
 TSAN ?=
-VARIANT := $(if $(SAN),-san)$(if $(TSAN),-tsan)$(if $(filter clang%,$(notdir $(CC))),-clang)
+UCONTEXT ?=
+VARIANT := $(if $(SAN),-san)$(if $(TSAN),-tsan)$(if $(UCONTEXT),-ucontext)$(if $(filter clang%,$(notdir $(CC))),-clang)
 BUILD ?= build$(VARIANT:-%=/%)
 
 PREFIX ?= /usr/local
@@ -20,9 +21,13 @@ UNITDIR ?= $(PREFIX)/lib/systemd/system
 
 PKGS := liburing fuse3 jansson
 CPPFLAGS += -D_GNU_SOURCE -Isrc -Iinclude -I$(BUILD)/gen $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
-CFLAGS += -std=gnu17 -O2 -g -fno-strict-aliasing -fno-omit-frame-pointer \
+CFLAGS += -std=gnu17 -O2 -g -fno-strict-aliasing -fno-omit-frame-pointer -fstack-clash-protection \
 	-Wall -Wextra -Werror -Wmissing-prototypes -Wstrict-prototypes -Wshadow -Wvla \
 	-Wno-unused-parameter -pthread
+# the portable switch between coroutines in place of the assembly
+ifneq ($(UCONTEXT),)
+CPPFLAGS += -DCO_UCONTEXT
+endif
 ifneq ($(SAN),)
 CFLAGS += -fsanitize=address,undefined -fno-sanitize-recover=all
 endif
@@ -40,7 +45,7 @@ LIB := $(BUILD)/libublk-qcow2.a
 EXAMPLES := $(patsubst %.c,$(BUILD)/%,$(wildcard examples/*.c))
 
 .PHONY: all
-all: ## build the program, build/ublk-qcow2 (SAN=1: address and undefined sanitizers; TSAN=1; CC=clang)
+all: ## build the program, build/ublk-qcow2 (SAN=1: address and undefined sanitizers; TSAN=1; CC=clang; UCONTEXT=1)
 all: $(LIB) $(EXAMPLES) $(if $(wildcard src/cli/main.c),$(BUILD)/ublk-qcow2)
 
 $(BUILD)/ublk-qcow2: $(MAIN_OBJ) $(LIB)

@@ -40,12 +40,6 @@
 #ifdef RING_TSAN
 #include <sanitizer/tsan_interface.h>
 #endif
-#if __has_include(<valgrind/valgrind.h>)
-#include <valgrind/valgrind.h>
-#else
-#define VALGRIND_STACK_REGISTER(start, end) 0
-#define VALGRIND_STACK_DEREGISTER(id)	    ((void)(id))
-#endif
 
 #if defined(RING_ASAN) || defined(RING_TSAN)
 #define STACK_BYTES_DEFAULT (256 * KiB)

@@ -46,6 +46,14 @@ void co_ctx_switch(void **save_sp, void *load_sp);
 void co_ctx_entry(void);
 #endif
 
+#if __has_include(<valgrind/valgrind.h>)
+#include <valgrind/valgrind.h>
+#else
+#define RUNNING_ON_VALGRIND		    0
+#define VALGRIND_STACK_REGISTER(start, end) 0
+#define VALGRIND_STACK_DEREGISTER(id)	    ((void)(id))
+#endif
+
 enum co_state {
 	CO_FREE,      /* on the pool's free list */
 	CO_RUNNING,   /* is pool->current */
@@ -111,6 +119,7 @@ struct loop {
 	uint32_t done_head, done_tail, done_mask;
 	uint64_t file_slots; /* bit set: taken */
 	bool has_ring, enabled, files_registered, wake_oneshot;
+	uint64_t wait_max_ns; /* UINT64_MAX, but under valgrind */
 	int failed; /* the ring's fatal error, or 0 */
 	struct loop_op wake_op;
 	int wake_fd;

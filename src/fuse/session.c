@@ -29,8 +29,8 @@
  *
  * Invariants:
  *  1. Every slot is on the free list, or has a ring operation in flight, or its flat_io.
- *  2. libfuse replies only inside fuse_session_process_buf() or slot_complete(), and then `current`
- *is the slot whose request it is.
+ *  2. libfuse replies to a slot's request only inside fuse_session_process_buf() or slot_complete(),
+ *     and then `current` is that slot.
  *  3. A reply's memory is its slot's; the slot is free when the ring has sent it.
  *
  * All memory of ours is allocated and touched before the mount. libfuse itself allocates and frees
@@ -57,6 +57,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -85,6 +86,7 @@ struct slot {
 	struct list list;  /* free */
 	struct loop_op op; /* read, then write */
 	uint8_t *page;	   /* see above */
+	uint64_t unique;   /* the kernel's number of the request */
 	fuse_req_t req;
 	struct flat_io io;
 	bool at_work;	   /* io is in flight */
@@ -199,9 +201,15 @@ static void slot_sent(struct loop_op *op, int res, uint32_t cqe_flags)
 	session_fetch(s);
 }
 
-/* libfuse sends a reply. What is returned stands for the outcome, which comes later. */
+/*
+ * libfuse sends a reply. What is returned stands for the outcome, which comes later.
+ *
+ * Not only to the request at hand: of the interrupts that it was sent, it answers those whose
+ * request it does not know (any more) when it gets the next one. These are few and go out at once.
+ */
 static ssize_t session_writev(int unused, struct iovec *iov, int count, void *userdata)
 {
+	const struct fuse_out_header *out = iov[0].iov_base;
 	struct session *s = userdata;
 	struct slot *slot = s->current;
 	struct io_uring_sqe *sqe;
@@ -209,9 +217,11 @@ static ssize_t session_writev(int unused, struct iovec *iov, int count, void *us
 	size_t len = 0;
 	int fd;
 
+	if (!slot || out->unique != slot->unique)
+		return writev(s->fd, iov, count);
 	for (int i = 0; i < count; i++)
 		len += iov[i].iov_len;
-	assert(slot && !slot->replying && count > 0);
+	assert(!slot->replying && count > 0);
 	if (count == 2 && iov[1].iov_len && iov[1].iov_base == slot->io.data) {
 		start = slot->io.data - iov[0].iov_len;
 		memcpy(start, iov[0].iov_base, iov[0].iov_len);
@@ -246,8 +256,10 @@ static void slot_received(struct slot *slot, size_t len)
 {
 	struct session *s = slot->session;
 	struct fuse_buf buf = {.size = len, .mem = slot->page + SMALL_REPLY_BYTES};
+	const struct fuse_in_header *in = buf.mem;
 
 	assert(!s->current);
+	slot->unique = in->unique;
 	s->requests++;
 	s->current = slot;
 	fuse_session_process_buf(s->se, &buf);

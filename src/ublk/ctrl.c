@@ -40,7 +40,6 @@
 #define CANCEL_MS  1000
 #define QUICK_MS   10000 /* commands that wait for nobody */
 #define START_MS   60000 /* reads the partition table, through the target */
-#define STOP_MS	   60000 /* waits for the I/O in flight */
 #define LINGER_MS  2000
 #define NODE_MS	   10000
 
@@ -414,7 +413,7 @@ int ublk_ctrl_stop(struct ublk_ctrl *ctrl, uint32_t id, struct error *err)
 		.op = UBLK_OP_STOP_DEV,
 		.id = id,
 		.queue = UBLK_NO_QUEUE,
-		.timeout_ms = STOP_MS,
+		.timeout_ms = UBLK_STOP_MS,
 	};
 
 	return call_driver(ctrl, &call, err);
@@ -461,7 +460,8 @@ int ublk_ctrl_info(struct ublk_ctrl *ctrl, uint32_t id, struct ublk_dev_info *in
  * number is free when the last holder let go; that is usually at once, and waited for a moment, so
  * that an `add` of the same number may follow.
  */
-int ublk_ctrl_del(struct ublk_ctrl *ctrl, uint32_t id, bool *lingers, struct error *err)
+int ublk_ctrl_del(struct ublk_ctrl *ctrl, uint32_t id, unsigned timeout_ms, bool *lingers,
+		  struct error *err)
 {
 	uint64_t deadline = now_ms() + LINGER_MS;
 	struct call call = {
@@ -469,7 +469,7 @@ int ublk_ctrl_del(struct ublk_ctrl *ctrl, uint32_t id, bool *lingers, struct err
 		.op = UBLK_OP_DEL_DEV_ASYNC,
 		.id = id,
 		.queue = UBLK_NO_QUEUE,
-		.timeout_ms = STOP_MS, /* it stops a device that still runs */
+		.timeout_ms = timeout_ms,
 	};
 	struct ublk_dev_info info;
 	int ret = call_quietly(ctrl, &call);

@@ -39,13 +39,18 @@ int ublk_ctrl_queue_affinity(struct ublk_ctrl *ctrl, uint32_t id, unsigned queue
  */
 int ublk_ctrl_start(struct ublk_ctrl *ctrl, uint32_t id, pid_t pid, bool (*given_up)(void *arg),
 		    void *arg, struct error *err) must_check;
+/* Enough for STOP_DEV and DEL_DEV, which wait for the I/O in flight. */
+#define UBLK_STOP_MS 60000
+
 /* Lets I/O in flight finish, removes the disk, and ends every fetch. */
 int ublk_ctrl_stop(struct ublk_ctrl *ctrl, uint32_t id, struct error *err) must_check;
 /*
  * Deletes the device, whose char device this process has closed by now. Where somebody still uses
- * the disk, the number stays taken until he lets go; *@lingers then says so, without an error.
+ * the disk, the number stays taken until he lets go; *@lingers then says so, without an error. A
+ * device that still runs is stopped first, for which @timeout_ms is meant.
  */
-int ublk_ctrl_del(struct ublk_ctrl *ctrl, uint32_t id, bool *lingers, struct error *err) must_check;
+int ublk_ctrl_del(struct ublk_ctrl *ctrl, uint32_t id, unsigned timeout_ms, bool *lingers,
+		  struct error *err) must_check;
 /* -ENODEV if there is none. */
 int ublk_ctrl_info(struct ublk_ctrl *ctrl, uint32_t id, struct ublk_dev_info *info,
 		   struct error *err) must_check;

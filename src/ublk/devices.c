@@ -120,7 +120,7 @@ int ublk_device_delete(unsigned id, bool *lingers, struct error *err)
 	if (!ret)
 		ret = ublk_ctrl_stop(ctrl, id, err);
 	if (!ret)
-		ret = ublk_ctrl_del(ctrl, id, lingers, err);
+		ret = ublk_ctrl_del(ctrl, id, UBLK_STOP_MS, lingers, err);
 	ublk_ctrl_close(ctrl);
 	return ret;
 }

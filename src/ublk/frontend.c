@@ -10,11 +10,11 @@
  * from the last to the first, each of which stops the target's queue, ends its ring and unmaps its
  * memory; close the char device; delete. A half-built device is taken down by the same function.
  *
- * If STOP_DEV does not come back in time (the partition scan of START_DEV or the disk's last I/O
- * hangs in the target), the queues are ended all the same where they can be: their rings going away
- * makes the driver fail what it still waits for. A queue that cannot be ended keeps its thread, and
- * the char device stays open until the process ends; stop() then returns -ETIMEDOUT and the target
- * must be left alone (see struct frontend_ops).
+ * If STOP_DEV does not come back in time (the disk's last I/O, or START_DEV's partition scan, hangs
+ * in the target), the queues are ended all the same where they can be. One with a request that does
+ * not end is abandoned: its memory stays, but it lets go of the char device, and with that closed
+ * the driver fails the request and the device goes away. stop() then returns -ETIMEDOUT and the
+ * target must be left alone (see struct frontend_ops).
  *
  * User recovery will start in device_serve(): the device is there, in state QUIESCED, and instead
  * of START_DEV the last step is END_USER_RECOVERY.
@@ -40,7 +40,8 @@
 
 #define NODE_MS	       10000
 #define QUEUE_STOP_MS  30000 /* for the target's own end: the driver has no more requests */
-#define QUEUE_HANGS_MS 3000  /* where STOP_DEV has waited in vain already */
+#define DEL_STUCK_MS   5000
+#define QUEUE_HANGS_MS 3000 /* where STOP_DEV has waited in vain already */
 
 struct frontend {
 	struct target *target;
@@ -51,7 +52,7 @@ struct frontend {
 	int gone_fd;
 	struct ublk_queue **queues;
 	unsigned nr_queues; /* started */
-	bool stuck;	    /* a queue could not be ended */
+	bool stuck;	    /* a queue had to be abandoned */
 	char device[32];
 };
 
@@ -208,8 +209,9 @@ static int device_delete(struct frontend *f, struct error *err)
 
 	if (!f->added)
 		return 0;
-	ret = ublk_ctrl_del(f->ctrl, f->info.dev_id, &lingers, err);
-	if (!ret && lingers && !f->stuck)
+	ret = ublk_ctrl_del(f->ctrl, f->info.dev_id, f->stuck ? DEL_STUCK_MS : UBLK_STOP_MS,
+			    &lingers, err);
+	if (!ret && lingers)
 		log_info("%s: still open somewhere; its number is taken until it is closed",
 			 f->device);
 	return ret;
@@ -229,15 +231,15 @@ static int frontend_destroy(struct frontend *f, struct error *err)
 	if (stopped == -ENODEV) /* deleted from outside */
 		stopped = 0;
 	ended = queues_stop(f, stopped ? QUEUE_HANGS_MS : QUEUE_STOP_MS, err);
-	if (f->stuck) {
-		/* threads still use all this, so it stays; the device goes away with the process */
-		if (stopped || device_delete(f, NULL))
-			log_err("%s: left behind", f->device);
-		return -ETIMEDOUT;
-	}
 	if (f->char_fd >= 0)
 		close(f->char_fd);
 	deleted = device_delete(f, err);
+	if (f->stuck) {
+		/* what abandoned queues may still use stays, and this with it */
+		if (deleted)
+			log_err("%s: left behind", f->device);
+		return -ETIMEDOUT;
+	}
 	if (f->gone_fd >= 0)
 		close(f->gone_fd);
 	ublk_ctrl_close(f->ctrl);

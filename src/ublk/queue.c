@@ -26,6 +26,14 @@
  *  5. After `closed` no request reaches the target. One that the driver sent all the same stays
  *     uncommitted, and fails when the ring goes.
  *
+ * If a request does not come back from the target, the queue is abandoned. What matters then is
+ *that the char device can be closed: the driver fails the request when that happens, and until then
+ *whoever waits for it hangs, among them this process if it is to end while its own STOP_DEV waits
+ *(the kernel lets a process's io_uring commands finish before it closes its files). The thread
+ *unregisters the device, unmaps the descriptors and ends, which cancels its fetches; the loop, the
+ *coroutines and the buffers stay as they are, since I/O of the target's may still be under way.
+ *Where not even the thread answers, the main thread takes the same references away from it.
+ *
  * A ring that fails (loop_run() returns an error) counts as a queue that ended unasked: the front
  *end is told through gone_fd, and this thread waits for ublk_queue_stop() as usual.
  */
@@ -48,8 +56,9 @@
 #include "target/frontend.h"
 #include "ublk/request.h"
 
-#define START_MS 30000
-#define GRACE_NS 1000000000ull
+#define START_MS   30000
+#define ABANDON_MS 2000
+#define GRACE_NS   1000000000ull
 
 /* ---- the life of a tag ---- */
 
@@ -182,6 +191,17 @@ static void stop_asked(struct loop_msg *msg)
 	check_drained(q);
 }
 
+static void abandon_asked(struct loop_msg *msg)
+{
+	struct ublk_queue *q = container_of(msg, struct ublk_queue, abandon_msg);
+
+	if (q->closed) /* it has just come to its end after all */
+		return;
+	q->closed = true;
+	q->abandoned = true;
+	loop_stop(q->loop);
+}
+
 static int tags_create(struct ublk_queue *q, struct error *err)
 {
 	size_t priv = align_up(q->config.target->ops->request_bytes, 64);
@@ -286,6 +306,17 @@ static void queue_teardown(struct ublk_queue *q)
 	free(q->tags);
 }
 
+/*
+ * Lets go of the char device and of little else. The ring has to go, since the fetches that are
+ * cancelled hold the device until somebody runs their completions; nobody will use the loop again.
+ */
+static void queue_abandon(struct ublk_queue *q)
+{
+	loop_file_unregister(q->loop, q->char_slot);
+	io_uring_queue_exit(loop_ring(q->loop));
+	munmap((void *)q->descs, q->descs_bytes);
+}
+
 static void phase_set(struct ublk_queue *q, enum ublk_queue_phase phase)
 {
 	pthread_mutex_lock(&q->lock);
@@ -310,6 +341,11 @@ static void *queue_thread(void *arg)
 	if (ret)
 		log_err("ublk device %u, queue %u: its io_uring failed: %s", q->config.dev_id,
 			q->config.queue, strerror(-ret));
+	if (q->abandoned) {
+		queue_abandon(q);
+		phase_set(q, UBLK_QUEUE_ENDED);
+		return NULL;
+	}
 	q->closed = true;
 	phase_set(q, UBLK_QUEUE_LEAVING);
 	queue_over(q);
@@ -374,6 +410,7 @@ static struct ublk_queue *queue_alloc(const struct ublk_queue_config *config)
 	}
 	q->char_slot = -1;
 	q->stop_msg.fn = stop_asked;
+	q->abandon_msg.fn = abandon_asked;
 	loop_timer_init(&q->grace, grace_over);
 	pthread_mutex_init(&q->lock, NULL);
 	pthread_condattr_init(&attr);
@@ -425,9 +462,21 @@ void ublk_queue_expect_end(struct ublk_queue *q)
 	atomic_store(&q->end_expected, true);
 }
 
+/*
+ * The thread does not answer: it hangs in the target's code. What it holds of the char device goes
+ * from under it: a descriptor that it still looks at reads as zeros, and its ring, once this last
+ * user of the file is gone, ends with the thread.
+ */
+static void abandon_by_force(struct ublk_queue *q)
+{
+	mmap((void *)q->descs, q->descs_bytes, PROT_READ, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS,
+	     -1, 0);
+	close(loop_ring(q->loop)->ring_fd);
+}
+
 int ublk_queue_stop(struct ublk_queue *q, unsigned timeout_ms, struct error *err)
 {
-	bool in_time;
+	bool in_time, answers = true;
 	int ret;
 
 	ublk_queue_expect_end(q);
@@ -438,11 +487,19 @@ int ublk_queue_stop(struct ublk_queue *q, unsigned timeout_ms, struct error *err
 		loop_post(q->loop, &q->stop_msg);
 	pthread_cond_broadcast(&q->changed);
 	in_time = phase_wait(q, UBLK_QUEUE_ENDED, timeout_ms);
+	if (!in_time) {
+		if (q->phase == UBLK_QUEUE_RUNNING)
+			loop_post(q->loop, &q->abandon_msg);
+		answers = phase_wait(q, UBLK_QUEUE_ENDED, ABANDON_MS);
+	}
 	pthread_mutex_unlock(&q->lock);
-	if (!in_time)
+	if (!answers)
+		abandon_by_force(q);
+	else
+		pthread_join(q->thread, NULL);
+	if (!answers || q->abandoned)
 		return error_set(err, -ETIMEDOUT, "queue %u has requests that do not end",
 				 q->config.queue);
-	pthread_join(q->thread, NULL);
 	ret = q->ret;
 	queue_free(q);
 	if (ret)

@@ -96,9 +96,10 @@ struct ublk_queue {
 	bool stopping;	       /* asked to end as soon as nothing is served */
 	bool grace_over;       /* do not wait for fetches that never end */
 	bool closed;	       /* on its way out: takes no more requests */
+	bool abandoned;	       /* to be left as it is, with requests that do not end */
 	bool queue_started;    /* the target's */
 	struct loop_timer grace;
-	struct loop_msg stop_msg;
+	struct loop_msg stop_msg, abandon_msg;
 	void *path_data; /* the data path's */
 	size_t path_bytes;
 
@@ -128,7 +129,9 @@ bool ublk_queue_over(const struct ublk_queue *q);
 void ublk_queue_expect_end(struct ublk_queue *q);
 /*
  * Ends the queue once its requests are done, stops the target's queue, and frees it. -ETIMEDOUT: a
- * request does not come back; the thread and all that it uses are left alone.
+ * request does not come back. The queue then lets go of the char device, so that closing that makes
+ * the driver fail the request, but the target's queue was not stopped, and the memory that it may
+ * still write to is not freed.
  */
 int ublk_queue_stop(struct ublk_queue *q, unsigned timeout_ms, struct error *err) must_check;
 

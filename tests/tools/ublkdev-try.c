@@ -9,7 +9,8 @@
  *	uring		a memfd, read and written through the queue's io_uring
  *	eio		as inline; reads and writes of the second quarter fail with -EIO
  *	enospc		as inline; writes of the second quarter fail with -ENOSPC
- *	hang		as inline; requests of the last quarter are never completed
+ *	hang		as inline; requests of the last quarter are never completed. Ends at SIGTERM
+ *			even if it is in use
  *	open-fails	open returns an error with a text
  *	no-text		open returns an error without one
  *	bad-limits	open gives an impossible block size
@@ -21,6 +22,7 @@
  */
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -245,6 +247,24 @@ static void ready(void *data, const char *path)
 	fflush(stdout);
 }
 
+/* As ublkdev_run(), but does not ask whether the device is in use. */
+static int run_heedless(const struct ublkdev_options *options, struct ublkdev_error *err)
+{
+	struct ublkdev *dev;
+	sigset_t signals;
+	int ret, signal;
+
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGTERM);
+	pthread_sigmask(SIG_BLOCK, &signals, NULL);
+	ret = ublkdev_start(&dev, &try_ops, NULL, options, err);
+	if (ret)
+		return ret;
+	ready(NULL, ublkdev_path(dev));
+	sigwait(&signals, &signal);
+	return ublkdev_stop(dev, err);
+}
+
 int main(int argc, char **argv)
 {
 	struct ublkdev_options options = {.id = -1};
@@ -264,7 +284,8 @@ int main(int argc, char **argv)
 	state.mem = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, state.fd, 0);
 	if (state.mem == MAP_FAILED)
 		return 1;
-	ret = ublkdev_run(&try_ops, NULL, &options, ready, &err);
+	ret = mode("hang") ? run_heedless(&options, &err)
+			   : ublkdev_run(&try_ops, NULL, &options, ready, &err);
 	printf("open %u start %u stop %u close %u", state.opened, state.started, state.stopped,
 	       state.closed);
 	for (unsigned i = 0; i < QUEUE_MAX; i++)

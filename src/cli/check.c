@@ -3,11 +3,11 @@
  * check.c: looks for, and repairs, damage in an image, in qemu-img's words.
  *
  * Output, field names and exit statuses are those of `qemu-img check`: 0 nothing wrong, 1 the check
- * could not be done, 2 corruptions, 3 leaked clusters and nothing worse. As there, an image that was
- * repaired is checked once more, and the status is that of the second look.
+ * could not be done, 2 corruptions, 3 leaked clusters and nothing worse. As there, an image that
+ * was repaired is checked once more, and the status is that of the second look.
  *
- * The check runs in a coroutine on a loop, so that it reads ahead; where there is no io_uring it runs
- * without.
+ * The check runs in a coroutine on a loop, so that it reads ahead; where there is no io_uring it
+ * runs without.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -30,9 +30,12 @@ enum { CHECK_CORRUPTIONS = 2, CHECK_LEAKS = 3 };
 enum { OPT_JSON = CLI_OPT_FIRST, OPT_OUTPUT };
 
 static const struct option long_options[] = {
-	{"json", no_argument, NULL, OPT_JSON},	  {"output", required_argument, NULL, OPT_OUTPUT},
-	{"repair", required_argument, NULL, 'r'}, {"quiet", no_argument, NULL, 'q'},
-	{"force-share", no_argument, NULL, 'U'},  CLI_LONG_HELP,
+	{"json", no_argument, NULL, OPT_JSON},
+	{"output", required_argument, NULL, OPT_OUTPUT},
+	{"repair", required_argument, NULL, 'r'},
+	{"quiet", no_argument, NULL, 'q'},
+	{"force-share", no_argument, NULL, 'U'},
+	CLI_LONG_HELP,
 	{0},
 };
 
@@ -158,7 +161,8 @@ static void human_print(const struct qcow2_check_result *r)
 		       "This means waste of disk space, but no harm to data.\n",
 		       r->leaks);
 	if (r->errors)
-		printf("\n%" PRIu64 " internal errors have occurred during the check.\n", r->errors);
+		printf("\n%" PRIu64 " internal errors have occurred during the check.\n",
+		       r->errors);
 	if (r->total_clusters && r->allocated_clusters)
 		printf("%" PRIu64 "/%" PRIu64 " = %0.2f%% allocated, %0.2f%% fragmented, "
 		       "%0.2f%% compressed clusters\n",
@@ -305,14 +309,17 @@ const struct cli_command cli_command_check = {
 	.name = "check",
 	.summary = "look for damage in an image, and repair it",
 	.synopsis = "[--json] [--repair leaks|all] [-q] FILE",
-	.help = "Checks that the references in a qcow2 image and its refcounts agree, as 'qemu-img check'\n"
-		"does, and with its exit statuses: 0 nothing wrong, 1 the check could not be done,\n"
+	.help = "Checks that the references in a qcow2 image and its refcounts agree, as 'qemu-img "
+		"check'\n"
+		"does, and with its exit statuses: 0 nothing wrong, 1 the check could not be "
+		"done,\n"
 		"2 corruptions, 3 leaked clusters only.\n"
 		"\n"
 		"  --json, --output=json    as JSON, with the field names of 'qemu-img check'\n"
 		"  -r, --repair leaks|all   repair leaked clusters, or everything that can be\n"
 		"  -q, --quiet              say nothing but errors\n"
-		"  -U, --force-share        look also if somebody is writing to the image; what is found\n"
+		"  -U, --force-share        look also if somebody is writing to the image; what is "
+		"found\n"
 		"                           may then be wrong\n"
 		"  -h, --help               this text\n",
 	.short_options = "f:pqr:U",

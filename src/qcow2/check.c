@@ -4,8 +4,8 @@
  *
  * 1. The header is read (a broken one ends the check), then the list of snapshots.
  * 2. The refcount blocks are read once to know where the refcount is 1.
- * 3. All references are counted. The active tables' COPIED flags are compared with step 2 on the way,
- *    so that each L2 table is read once.
+ * 3. All references are counted. The active tables' COPIED flags are compared with step 2 on the
+ * way, so that each L2 table is read once.
  * 4. The refcount blocks are read again and compared with the counts.
  *
  * With repair, step 3 leaves the flags alone, and repair.c goes on after it.
@@ -92,8 +92,8 @@ int check_read_error(struct check *c, int ret, const char *what, uint64_t offset
 {
 	check_finding(c, QCOW2_FINDING_ERROR, "cannot read the %s at %" PRIu64 ": %s", what, offset,
 		      strerror(-ret));
-	return error_set(c->err, ret, "%s: cannot read the %s at %" PRIu64 ": %s", c->st->name, what,
-			 offset, strerror(-ret));
+	return error_set(c->err, ret, "%s: cannot read the %s at %" PRIu64 ": %s", c->st->name,
+			 what, offset, strerror(-ret));
 }
 
 /* The table is read as it is; its entries are judged where they are used. */
@@ -192,7 +192,8 @@ int qcow2_check(struct storage *st, const struct qcow2_check_options *opts,
 
 	memset(res, 0, sizeof(*res));
 	if (opts->repair != QCOW2_REPAIR_NONE && st->read_only)
-		return error_set(err, -EROFS, "%s: cannot be repaired, it is open read-only", st->name);
+		return error_set(err, -EROFS, "%s: cannot be repaired, it is open read-only",
+				 st->name);
 	c.h = malloc(sizeof(*c.h));
 	if (!c.h)
 		return error_set(err, -ENOMEM, "%s: no memory for the header", st->name);

@@ -3,8 +3,8 @@
  * check.h: finds, and repairs, what is wrong between an image's references and its refcounts.
  *
  * Counts are those of `qemu-img check`; docs/check.md lists where they differ. Works on every image
- * whose header can be read, also where the engine cannot serve it. In a coroutine, or outside of any
- * loop; nobody else may change the image meanwhile.
+ * whose header can be read, also where the engine cannot serve it. In a coroutine, or outside of
+ * any loop; nobody else may change the image meanwhile.
  */
 #ifndef QCOW2_CHECK_H
 #define QCOW2_CHECK_H
@@ -26,7 +26,7 @@ enum qcow2_repair {
 enum qcow2_finding {
 	QCOW2_FINDING_LEAK,
 	QCOW2_FINDING_CORRUPTION,
-	QCOW2_FINDING_ERROR, /* something could not be checked */
+	QCOW2_FINDING_ERROR,  /* something could not be checked */
 	QCOW2_FINDING_REPAIR, /* says what is being repaired */
 };
 
@@ -51,8 +51,9 @@ struct qcow2_check_result {
 };
 
 /*
- * @res is filled in also where it fails (what was found until then). An error is for what stopped the
- * check itself: an unreadable header or table, no memory; what is wrong with the image is a finding.
+ * @res is filled in also where it fails (what was found until then). An error is for what stopped
+ * the check itself: an unreadable header or table, no memory; what is wrong with the image is a
+ * finding.
  */
 int qcow2_check(struct storage *st, const struct qcow2_check_options *opts,
 		struct qcow2_check_result *res, struct error *err) must_check;

@@ -2,9 +2,9 @@
 /*
  * check_compare.c: the refcount blocks: what they say, and where that differs from the counts.
  *
- * A cluster without a block, or past the table, has the refcount 0. A block that cannot be followed (it
- * is not aligned, or absurdly far away) makes the refcounts in it unknown: each counts as an error, and the COPIED flags of
- * such clusters are not judged.
+ * A cluster without a block, or past the table, has the refcount 0. A block that cannot be followed
+ * (it is not aligned, or absurdly far away) makes the refcounts in it unknown: each counts as an
+ * error, and the COPIED flags of such clusters are not judged.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -168,7 +168,8 @@ struct compare {
 	uint64_t end;  /* past the highest cluster with a refcount or a count */
 };
 
-static void mismatch(struct compare *p, uint64_t hcluster, uint64_t refcount, uint64_t count, void *block)
+static void mismatch(struct compare *p, uint64_t hcluster, uint64_t refcount, uint64_t count,
+		     void *block)
 {
 	struct check *c = p->c;
 
@@ -262,6 +263,7 @@ int check_compare(struct check *c, compare_fix_fn fix)
 	if (ret)
 		return ret;
 	compare_without(&p, p.next, b.end);
-	c->res->image_end_offset = qcow2_hcluster_to_host(max_of(p.end, (uint64_t)1), c->h->cluster_bits);
+	c->res->image_end_offset =
+		qcow2_hcluster_to_host(max_of(p.end, (uint64_t)1), c->h->cluster_bits);
 	return 0;
 }

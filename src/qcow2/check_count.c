@@ -2,13 +2,14 @@
 /*
  * check_count.c: what refers to which host cluster.
  *
- * Counted are the header, the L1 tables and all that hangs on them, the snapshot table, the refcount
- * table and its blocks, the LUKS header, and the bitmaps. A reference that goes past the end of the
- * file by a cluster or more is a corruption and not counted; less than a cluster is fine, since the
- * last cluster may be partly there.
+ * Counted are the header, the L1 tables and all that hangs on them, the snapshot table, the
+ * refcount table and its blocks, the LUKS header, and the bitmaps. A reference that goes past the
+ * end of the file by a cluster or more is a corruption and not counted; less than a cluster is
+ * fine, since the last cluster may be partly there.
  *
  * The loop over an L2 table has a short way for what nearly all entries are (nothing, or a normal
- * cluster inside the file); everything else goes through check_entry(). Both come to the same result.
+ * cluster inside the file); everything else goes through check_entry(). Both come to the same
+ * result.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -175,7 +176,8 @@ static int check_compressed(struct walk *w, uint64_t entry, uint64_t bitmap)
 			      "compressed cluster at 0x%" PRIx64 " has the COPIED flag", hoff);
 	if (has_data_file(c)) {
 		check_finding(c, QCOW2_FINDING_CORRUPTION,
-			      "compressed cluster at 0x%" PRIx64 " in an image with a data file", hoff);
+			      "compressed cluster at 0x%" PRIx64 " in an image with a data file",
+			      hoff);
 		return 0;
 	}
 	if (bitmap) {
@@ -223,7 +225,8 @@ static void repair_to_zeros(struct walk *w, be64_t *slot, uint64_t bitmap, uint3
 }
 
 /* A normal cluster, or a zero cluster with a host cluster of its own. */
-static int check_allocated(struct walk *w, be64_t *slot, uint64_t entry, uint64_t bitmap, uint32_t byte)
+static int check_allocated(struct walk *w, be64_t *slot, uint64_t entry, uint64_t bitmap,
+			   uint32_t byte)
 {
 	struct check *c = w->c;
 	uint64_t hoff = entry & QCOW2_L2_OFFSET_MASK;
@@ -232,7 +235,8 @@ static int check_allocated(struct walk *w, be64_t *slot, uint64_t entry, uint64_
 
 	if (bitmap >> 32 & bitmap)
 		check_finding(c, QCOW2_FINDING_CORRUPTION,
-			      "cluster at 0x%" PRIx64 " has subclusters that are both allocated and zero",
+			      "cluster at 0x%" PRIx64
+			      " has subclusters that are both allocated and zero",
 			      hoff);
 	if (!is_aligned(hoff, c->h->cluster_bytes)) {
 		check_finding(c, QCOW2_FINDING_CORRUPTION,
@@ -257,8 +261,8 @@ static int count_entry(struct walk *w, be64_t *slot, uint64_t entry, uint64_t bi
 	if (entry & QCOW2_L2_RESERVED)
 		check_finding(c, QCOW2_FINDING_CORRUPTION,
 			      "L2 entry 0x%" PRIx64 " has reserved bits set", entry);
-	if ((entry & QCOW2_L2_OFFSET_MASK) || (has_data_file(c) && (entry & QCOW2_COPIED) &&
-					       (extended || !(entry & QCOW2_ZERO))))
+	if ((entry & QCOW2_L2_OFFSET_MASK) ||
+	    (has_data_file(c) && (entry & QCOW2_COPIED) && (extended || !(entry & QCOW2_ZERO))))
 		return check_allocated(w, slot, entry, bitmap, byte);
 	if (bitmap & QCOW2_SUBCLUSTERS_ALLOC_MASK)
 		check_finding(c, QCOW2_FINDING_CORRUPTION,
@@ -272,12 +276,13 @@ static void copied_mismatch(struct walk *w, be64_t *slot, uint64_t entry, bool o
 
 	if (!w->repair) {
 		check_finding(c, QCOW2_FINDING_CORRUPTION,
-			      "L2 entry 0x%" PRIx64 ": the COPIED flag is %s, but the refcount is %s",
+			      "L2 entry 0x%" PRIx64
+			      ": the COPIED flag is %s, but the refcount is %s",
 			      entry, entry & QCOW2_COPIED ? "set" : "clear", one ? "1" : "not 1");
 		return;
 	}
-	check_finding(c, QCOW2_FINDING_REPAIR, "L2 entry 0x%" PRIx64 ": the COPIED flag is %s", entry,
-		      one ? "set" : "cleared");
+	check_finding(c, QCOW2_FINDING_REPAIR, "L2 entry 0x%" PRIx64 ": the COPIED flag is %s",
+		      entry, one ? "set" : "cleared");
 	*slot = be64_make(one ? entry | QCOW2_COPIED : entry & ~QCOW2_COPIED);
 	mark_changed(w, byte, 8);
 	w->copied_fixed++;
@@ -307,7 +312,8 @@ static int check_entry(struct walk *w, be64_t *slot, uint32_t byte)
 	int ret = 0;
 
 	if (w->count)
-		ret = count_entry(w, slot, be64_get(slot[0]), extended ? be64_get(slot[1]) : 0, byte);
+		ret = count_entry(w, slot, be64_get(slot[0]), extended ? be64_get(slot[1]) : 0,
+				  byte);
 	if (!ret && w->copied)
 		copied_entry(w, slot, byte);
 	return ret;
@@ -554,7 +560,8 @@ static int read_snapshot_entries(struct check *c, struct table_reader *r)
 		if (s->extra_len > QCOW2_MAX_SNAPSHOT_EXTRA_BYTES)
 			return error_set(c->err, -EFBIG,
 					 "%s: snapshot %u has %u bytes of extra data, more than %u",
-					 c->st->name, i, s->extra_len, QCOW2_MAX_SNAPSHOT_EXTRA_BYTES);
+					 c->st->name, i, s->extra_len,
+					 QCOW2_MAX_SNAPSHOT_EXTRA_BYTES);
 		at += sizeof(d) + s->extra_len + be16_get(d.id_len) + be16_get(d.name_len);
 		if (at - c->h->snapshots_offset > QCOW2_MAX_SNAPSHOT_TABLE_BYTES)
 			return error_set(c->err, -EFBIG, "%s: the snapshot table is too big",
@@ -645,8 +652,8 @@ static bool bitmap_valid(const struct check *c, const struct qcow2_disk_bitmap *
 	    granularity < QCOW2_MIN_BITMAP_GRANULARITY_BITS ||
 	    granularity > QCOW2_MAX_BITMAP_GRANULARITY_BITS ||
 	    (be32_get(d->flags) & QCOW2_BITMAP_FLAGS_RESERVED) ||
-	    be16_get(d->name_len) > QCOW2_MAX_BITMAP_NAME_BYTES || d->type != QCOW2_BITMAP_TYPE_DIRTY ||
-	    bytes > QCOW2_MAX_BITMAP_BYTES)
+	    be16_get(d->name_len) > QCOW2_MAX_BITMAP_NAME_BYTES ||
+	    d->type != QCOW2_BITMAP_TYPE_DIRTY || bytes > QCOW2_MAX_BITMAP_BYTES)
 		return false;
 	/* One that was being written need not cover the disk. */
 	return (be32_get(d->flags) & QCOW2_BITMAP_IN_USE) ||
@@ -683,7 +690,8 @@ static int count_bitmap_table(struct check *c, uint64_t offset, uint64_t entries
 	return ret;
 }
 
-static int next_bitmap(struct check *c, const uint8_t *dir, uint64_t *at, struct qcow2_disk_bitmap *d)
+static int next_bitmap(struct check *c, const uint8_t *dir, uint64_t *at,
+		       struct qcow2_disk_bitmap *d)
 {
 	uint64_t left = c->h->bitmap_directory_bytes - *at;
 	uint64_t len;
@@ -714,7 +722,8 @@ static int count_bitmaps_of(struct check *c, const uint8_t *dir)
 	if (ret)
 		return ret;
 	if (n != c->h->nb_bitmaps)
-		return bitmaps_broken(c, "the bitmap directory has not as many entries as the header says");
+		return bitmaps_broken(
+			c, "the bitmap directory has not as many entries as the header says");
 	for (uint64_t at = 0; !ret && at < c->h->bitmap_directory_bytes;) {
 		uint64_t offset, entries;
 
@@ -784,8 +793,10 @@ static int count_blocks(struct check *c)
 		}
 		if (wrong) {
 			check_finding(c, QCOW2_FINDING_CORRUPTION,
-				      "refcount block %" PRIu64 " at 0x%" PRIx64 " %s", i, hoff, wrong);
-			/* A block outside that says nothing about the file does no harm to other repairs. */
+				      "refcount block %" PRIu64 " at 0x%" PRIx64 " %s", i, hoff,
+				      wrong);
+			/* A block outside that says nothing about the file does no harm to other
+			 * repairs. */
 			c->rebuild |= !outside || c->repairing;
 		}
 	}
@@ -811,7 +822,8 @@ int check_count_all(struct check *c, bool copied)
 	int ret = count_data(c, copied);
 
 	if (!ret)
-		ret = count_range(c, c->h->rt_offset, (uint64_t)c->h->rt_clusters << c->h->cluster_bits,
+		ret = count_range(c, c->h->rt_offset,
+				  (uint64_t)c->h->rt_clusters << c->h->cluster_bits,
 				  "refcount table");
 	return ret ? ret : count_blocks(c);
 }

@@ -3,17 +3,17 @@
  * check_internal.h: what the parts of the checker share.
  *
  *	check.c		the order of things; findings; memory
- *	check_read.c	tables from the file: one view of a small file, runs of tables of a large one
- *	check_count.c	what refers to what: fills the computed counts
- *	check_compare.c	the refcount blocks against the computed counts
- *	repair.c	writes: the order of a repair, and what is repaired in place
- *	repair_rebuild.c	new refcount structures
+ *	check_read.c	tables from the file: one view of a small file, runs of tables of a large
+ *one check_count.c	what refers to what: fills the computed counts check_compare.c	the refcount
+ *blocks against the computed counts repair.c	writes: the order of a repair, and what is repaired
+ *in place repair_rebuild.c	new refcount structures
  *
- * Two figures exist for each host cluster, never mixed: its *refcount* is what the refcount blocks say,
- * its *count* is how many references the check found.
+ * Two figures exist for each host cluster, never mixed: its *refcount* is what the refcount blocks
+ *say, its *count* is how many references the check found.
  *
- * Memory: a byte for each host cluster (more only where a count needs more), and a bit for "the refcount
- * is 1", which is all that the COPIED flags need to know. Both are charged against the bound.
+ * Memory: a byte for each host cluster (more only where a count needs more), and a bit for "the
+ *refcount is 1", which is all that the COPIED flags need to know. Both are charged against the
+ *bound.
  */
 #ifndef QCOW2_CHECK_INTERNAL_H
 #define QCOW2_CHECK_INTERNAL_H
@@ -53,10 +53,13 @@ struct check {
 	uint64_t progress_done, progress_total;
 
 	uint64_t file_bytes;
-	uint64_t hclusters; /* those that are compared: the file's, and one if something reaches past */
-	uint64_t capacity;  /* clusters that counts and ones have room for: hclusters + 1 at the start */
+	uint64_t hclusters; /* those that are compared: the file's, and one if something reaches
+			       past */
+	uint64_t capacity;  /* clusters that counts and ones have room for: hclusters + 1 at the
+			       start */
 
-	uint8_t *whole; /* a small file, followed by a cluster of zeros and more; NULL: a large one */
+	uint8_t *whole; /* a small file, followed by a cluster of zeros and more; NULL: a large one
+			 */
 	uint64_t whole_bytes;
 
 	be64_t *rt; /* the refcount table as it is in the file */
@@ -73,16 +76,17 @@ struct check {
 	uint64_t snapshot_table_bytes;
 	uint64_t snapshots_incomplete;
 
-	uint32_t fix_first, fix_end; /* bytes of the present block that a fix changed; first == end: none */
-	bool quiet;		     /* findings are counted, not reported */
-	bool rebuild;		     /* the refcount structures cannot be repaired in place */
-	bool repairing; /* references that can be repaired are, while they are counted */
+	uint32_t fix_first,
+		fix_end; /* bytes of the present block that a fix changed; first == end: none */
+	bool quiet;	 /* findings are counted, not reported */
+	bool rebuild;	 /* the refcount structures cannot be repaired in place */
+	bool repairing;	 /* references that can be repaired are, while they are counted */
 };
 
 /* ---- check.c ---- */
 
 __attribute__((format(printf, 3, 4))) void check_finding(struct check *c, enum qcow2_finding kind,
-							  const char *fmt, ...);
+							 const char *fmt, ...);
 int check_charge(struct check *c, uint64_t len_bytes, const char *what);
 /* Zeroed memory; NULL, and the message, if there is none or the bound is reached. */
 void *check_alloc(struct check *c, uint64_t len_bytes, const char *what);
@@ -101,7 +105,8 @@ typedef bool (*table_next_fn)(void *arg, uint64_t *offset, uint64_t *tag);
 
 struct table_iter;
 /* Visits tables of one cluster each, in order, reading ahead. */
-int tables_begin(struct table_iter **out, struct check *c, table_next_fn next, void *arg) must_check;
+int tables_begin(struct table_iter **out, struct check *c, table_next_fn next,
+		 void *arg) must_check;
 /* 1 and the table (valid until the next call, may be written to), 0 at the end, -errno. */
 int tables_next(struct table_iter *it, void **table, uint64_t *offset, uint64_t *tag);
 void tables_end(struct table_iter *it); /* accepts NULL */
@@ -125,21 +130,23 @@ int check_load_refcounts(struct check *c);
 /* 1 or 0: whether the refcount is 1; -1: it cannot be known. */
 int check_refcount_is_one(struct check *c, uint64_t hcluster);
 uint64_t check_refcount(struct check *c, uint64_t hcluster);
-/* The block at index @index of the table: false if there is none; *@bad if there is, but not readable. */
+/* The block at index @index of the table: false if there is none; *@bad if there is, but not
+ * readable. */
 bool check_block_offset(const struct check *c, uint64_t index, uint64_t *offset, bool *bad);
 
 /*
  * Mismatches are counted, or handed to @fix, which returns whether it repaired that in @block; the
  * changed part of the block is written then. @fix NULL: only counted.
  */
-typedef bool (*compare_fix_fn)(struct check *c, uint64_t hcluster, uint64_t refcount, uint64_t count,
-			       void *block);
+typedef bool (*compare_fix_fn)(struct check *c, uint64_t hcluster, uint64_t refcount,
+			       uint64_t count, void *block);
 int check_compare(struct check *c, compare_fix_fn fix);
 
 /* ---- repair.c ---- */
 
 int repair_run(struct check *c);
-/* Writes to a table that is there already, whatever the alignment; refuses what would hit another one. */
+/* Writes to a table that is there already, whatever the alignment; refuses what would hit another
+ * one. */
 int repair_table_write(struct check *c, uint64_t offset, const void *data, uint64_t len_bytes,
 		       enum repair_target target);
 /* Any place, unconditionally. */

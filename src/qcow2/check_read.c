@@ -2,9 +2,10 @@
 /*
  * check_read.c: how the checker reads tables.
  *
- * A small file is read whole at the start, and a table is a pointer into that copy. From a large one
- * tables are read in runs: tables that follow each other in the file become one read, and on a loop
- * several reads are in flight. Outside of a loop I/O is done when it is submitted, so there is one run.
+ * A small file is read whole at the start, and a table is a pointer into that copy. From a large
+ * one tables are read in runs: tables that follow each other in the file become one read, and on a
+ * loop several reads are in flight. Outside of a loop I/O is done when it is submitted, so there is
+ * one run.
  *
  * The copy of a small file is followed by zeros, a cluster at least, since a table may start inside
  * the file and end outside; one that starts outside is all zeros.

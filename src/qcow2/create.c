@@ -9,9 +9,9 @@
  * The last two are there with preallocation only. All but the data is produced as one stream from
  * front to back, so that it is written in a few large aligned pieces whatever the cluster size is.
  *
- * Order: on a device what lies at the start is overwritten and synced first; then everything but the
- * header's magic; sync; then the first block again, now with the header; sync. A crash before the last
- * write leaves a file that is no qcow2 image.
+ * Order: on a device what lies at the start is overwritten and synced first; then everything but
+ *the header's magic; sync; then the first block again, now with the header; sync. A crash before
+ *the last write leaves a file that is no qcow2 image.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -106,7 +106,8 @@ static int layout_init(struct layout *l, const struct qcow2_create_options *o, s
 		return error_set(err, -EFBIG,
 				 "the size is %" PRIu64 " bytes, more than the %" PRIu64
 				 " that clusters of %u bytes allow",
-				 o->size_bytes, l1_max << (l->cluster_bits + l2_bits), l->cluster_bytes);
+				 o->size_bytes, l1_max << (l->cluster_bits + l2_bits),
+				 l->cluster_bytes);
 	l->size_bytes = align_up(o->size_bytes, 512);
 	l->l1_entries = qcow2_l1_entries_for(l->size_bytes, l->cluster_bits, l2_bits);
 	l->l1 = div_up(l->l1_entries * sizeof(be64_t), l->cluster_bytes);
@@ -118,7 +119,8 @@ static int layout_init(struct layout *l, const struct qcow2_create_options *o, s
 	if (l->rt << l->cluster_bits > QCOW2_MAX_REFCOUNT_TABLE_BYTES ||
 	    l->total > QCOW2_MAX_HOST_BYTES >> l->cluster_bits)
 		return error_set(err, -EFBIG,
-				 "the size is %" PRIu64 " bytes, more than can be preallocated with "
+				 "the size is %" PRIu64
+				 " bytes, more than can be preallocated with "
 				 "clusters of %u bytes and refcounts of %u bits",
 				 o->size_bytes, l->cluster_bytes, o->refcount_bits);
 	return 0;
@@ -146,7 +148,7 @@ struct stream {
 	size_t used;
 	uint64_t base; /* where buf[0] goes */
 	bool skip_zeros;
-	int ret; /* the first error; then nothing more is written */
+	int ret;       /* the first error; then nothing more is written */
 	uint8_t *head; /* the first HEAD_BYTES of the stream, kept */
 };
 
@@ -259,10 +261,14 @@ static void put_tables(struct stream *s, const struct layout *l)
 static size_t encode_feature_names(uint8_t *out)
 {
 	static const struct qcow2_disk_feature_name rows[] = {
-		{0, 0, "dirty bit"},	       {0, 1, "corrupt bit"},
-		{0, 2, "external data file"},  {0, 3, "compression type"},
-		{0, 4, "extended L2 entries"}, {1, 0, "lazy refcounts"},
-		{2, 0, "bitmaps"},	       {2, 1, "raw external data"},
+		{0, 0, "dirty bit"},
+		{0, 1, "corrupt bit"},
+		{0, 2, "external data file"},
+		{0, 3, "compression type"},
+		{0, 4, "extended L2 entries"},
+		{1, 0, "lazy refcounts"},
+		{2, 0, "bitmaps"},
+		{2, 1, "raw external data"},
 	};
 	struct qcow2_disk_extension ext = {
 		.type = be32_make(QCOW2_EXT_FEATURE_NAMES),
@@ -275,7 +281,8 @@ static size_t encode_feature_names(uint8_t *out)
 }
 
 /* Everything is in the first sector. @out is zeroed and has a sector at least. */
-static void encode_header(uint8_t *out, const struct layout *l, const struct qcow2_create_options *o)
+static void encode_header(uint8_t *out, const struct layout *l,
+			  const struct qcow2_create_options *o)
 {
 	struct qcow2_disk_header h = {
 		.magic = be32_make(QCOW2_MAGIC),
@@ -290,7 +297,8 @@ static void encode_header(uint8_t *out, const struct layout *l, const struct qco
 	size_t len = QCOW2_V2_HEADER_BYTES;
 
 	if (o->version >= 3) {
-		h.compatible_features = be64_make(o->lazy_refcounts ? QCOW2_COMPAT_LAZY_REFCOUNTS : 0);
+		h.compatible_features =
+			be64_make(o->lazy_refcounts ? QCOW2_COMPAT_LAZY_REFCOUNTS : 0);
 		h.refcount_order = be32_make(l->refcount_order);
 		h.header_length = be32_make(QCOW2_HEADER_BYTES);
 		len = QCOW2_HEADER_BYTES;
@@ -311,13 +319,15 @@ static int prepare(struct storage *st, const struct layout *l, uint8_t *head, st
 		if (st->size_bytes)
 			return error_set(err, -EEXIST, "%s: is not empty", st->name);
 		ret = storage_truncate(st, end);
-		return ret ? error_set(err, ret, "%s: cannot extend the file to %" PRIu64 " bytes: %s",
+		return ret ? error_set(err, ret,
+				       "%s: cannot extend the file to %" PRIu64 " bytes: %s",
 				       st->name, end, strerror(-ret))
 			   : 0;
 	}
 	if (st->size_bytes < end)
 		return error_set(err, -ENOSPC,
-				 "%s: has %" PRIu64 " bytes, less than the %" PRIu64 " that are needed",
+				 "%s: has %" PRIu64 " bytes, less than the %" PRIu64
+				 " that are needed",
 				 st->name, st->size_bytes, end);
 	memset(head, 0, HEAD_BYTES);
 	ret = storage_pwrite(st, 0, head, max_of(st->block_bytes, 512u));
@@ -334,7 +344,8 @@ static int write_data(struct storage *st, const struct layout *l, enum qcow2_pre
 	uint64_t block = max_of(st->block_bytes, 512u);
 	int ret = 0;
 
-	/* Where clusters are smaller than blocks the stream's last block has zeroed the part before. */
+	/* Where clusters are smaller than blocks the stream's last block has zeroed the part
+	 * before. */
 	at = align_up(at, block);
 	end = align_up(end, block);
 	if (at >= end)

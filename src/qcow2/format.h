@@ -160,35 +160,35 @@ struct qcow2_disk_bitmap {
 
 static_assert(sizeof(struct qcow2_disk_bitmap) == 24, "layout");
 
-#define QCOW2_BITMAP_IN_USE	     ((uint32_t)1 << 0)
-#define QCOW2_BITMAP_AUTO	     ((uint32_t)1 << 1)
-#define QCOW2_BITMAP_EXTRA_COMPAT    ((uint32_t)1 << 2)
-#define QCOW2_BITMAP_FLAGS_RESERVED  (~(uint32_t)7)
-#define QCOW2_BITMAP_TYPE_DIRTY	     1
-#define QCOW2_BITMAP_ENTRY_OFFSET    ((uint64_t)0x00fffffffffffe00)
-#define QCOW2_BITMAP_ENTRY_RESERVED  ((uint64_t)0xff000000000001fe)
-#define QCOW2_BITMAP_ENTRY_ALL_ONES  ((uint64_t)1 << 0)
+#define QCOW2_BITMAP_IN_USE	    ((uint32_t)1 << 0)
+#define QCOW2_BITMAP_AUTO	    ((uint32_t)1 << 1)
+#define QCOW2_BITMAP_EXTRA_COMPAT   ((uint32_t)1 << 2)
+#define QCOW2_BITMAP_FLAGS_RESERVED (~(uint32_t)7)
+#define QCOW2_BITMAP_TYPE_DIRTY	    1
+#define QCOW2_BITMAP_ENTRY_OFFSET   ((uint64_t)0x00fffffffffffe00)
+#define QCOW2_BITMAP_ENTRY_RESERVED ((uint64_t)0xff000000000001fe)
+#define QCOW2_BITMAP_ENTRY_ALL_ONES ((uint64_t)1 << 0)
 
 /* ---- limits ---- */
 
-#define QCOW2_MIN_CLUSTER_BITS		    9
-#define QCOW2_MAX_CLUSTER_BITS		    21
-#define QCOW2_MIN_EXTENDED_L2_CLUSTER_BITS  14
-#define QCOW2_MAX_REFCOUNT_ORDER	    6
-#define QCOW2_MAX_L1_BYTES		    ((uint64_t)32 << 20)
-#define QCOW2_MAX_REFCOUNT_TABLE_BYTES	    ((uint64_t)8 << 20)
-#define QCOW2_MAX_SNAPSHOTS		    65536
-#define QCOW2_MAX_SNAPSHOT_EXTRA_BYTES	    1024
-#define QCOW2_MAX_SNAPSHOT_TABLE_BYTES	    ((uint64_t)1024 * QCOW2_MAX_SNAPSHOTS)
-#define QCOW2_MAX_BACKING_NAME_BYTES	    1023
-#define QCOW2_MAX_BACKING_FORMAT_BYTES	    15
-#define QCOW2_MAX_BITMAPS		    65535
-#define QCOW2_MAX_BITMAP_DIRECTORY_BYTES    ((uint64_t)1024 * QCOW2_MAX_BITMAPS)
-#define QCOW2_MAX_BITMAP_TABLE_ENTRIES	    0x8000000u
-#define QCOW2_MAX_BITMAP_BYTES		    ((uint64_t)0x20000000)
-#define QCOW2_MIN_BITMAP_GRANULARITY_BITS   9
-#define QCOW2_MAX_BITMAP_GRANULARITY_BITS   31
-#define QCOW2_MAX_BITMAP_NAME_BYTES	    1023
+#define QCOW2_MIN_CLUSTER_BITS		   9
+#define QCOW2_MAX_CLUSTER_BITS		   21
+#define QCOW2_MIN_EXTENDED_L2_CLUSTER_BITS 14
+#define QCOW2_MAX_REFCOUNT_ORDER	   6
+#define QCOW2_MAX_L1_BYTES		   ((uint64_t)32 << 20)
+#define QCOW2_MAX_REFCOUNT_TABLE_BYTES	   ((uint64_t)8 << 20)
+#define QCOW2_MAX_SNAPSHOTS		   65536
+#define QCOW2_MAX_SNAPSHOT_EXTRA_BYTES	   1024
+#define QCOW2_MAX_SNAPSHOT_TABLE_BYTES	   ((uint64_t)1024 * QCOW2_MAX_SNAPSHOTS)
+#define QCOW2_MAX_BACKING_NAME_BYTES	   1023
+#define QCOW2_MAX_BACKING_FORMAT_BYTES	   15
+#define QCOW2_MAX_BITMAPS		   65535
+#define QCOW2_MAX_BITMAP_DIRECTORY_BYTES   ((uint64_t)1024 * QCOW2_MAX_BITMAPS)
+#define QCOW2_MAX_BITMAP_TABLE_ENTRIES	   0x8000000u
+#define QCOW2_MAX_BITMAP_BYTES		   ((uint64_t)0x20000000)
+#define QCOW2_MIN_BITMAP_GRANULARITY_BITS  9
+#define QCOW2_MAX_BITMAP_GRANULARITY_BITS  31
+#define QCOW2_MAX_BITMAP_NAME_BYTES	   1023
 /* An offset in a table entry has 56 bits. */
 #define QCOW2_MAX_HOST_BYTES ((uint64_t)1 << 56)
 
@@ -201,7 +201,8 @@ static_assert(sizeof(struct qcow2_disk_bitmap) == 24, "layout");
 #define QCOW2_L1_OFFSET_MASK ((uint64_t)0x00fffffffffffe00)
 #define QCOW2_L1_RESERVED    ((uint64_t)0x7f000000000001ff)
 
-/* Of a normal (not compressed) entry. Bit 0 is QCOW2_ZERO, and reserved with extended L2 entries. */
+/* Of a normal (not compressed) entry. Bit 0 is QCOW2_ZERO, and reserved with extended L2 entries.
+ */
 #define QCOW2_L2_OFFSET_MASK ((uint64_t)0x00fffffffffffe00)
 #define QCOW2_L2_RESERVED    ((uint64_t)0x3f000000000001fe)
 
@@ -237,12 +238,14 @@ static inline uint32_t qcow2_guest_in_cluster(uint64_t goff, unsigned cluster_bi
 	return (uint32_t)(goff & (((uint64_t)1 << cluster_bits) - 1));
 }
 
-static inline uint64_t qcow2_guest_to_l1_index(uint64_t goff, unsigned cluster_bits, unsigned l2_bits)
+static inline uint64_t qcow2_guest_to_l1_index(uint64_t goff, unsigned cluster_bits,
+					       unsigned l2_bits)
 {
 	return goff >> (cluster_bits + l2_bits);
 }
 
-static inline uint32_t qcow2_guest_to_l2_index(uint64_t goff, unsigned cluster_bits, unsigned l2_bits)
+static inline uint32_t qcow2_guest_to_l2_index(uint64_t goff, unsigned cluster_bits,
+					       unsigned l2_bits)
 {
 	return (uint32_t)((goff >> cluster_bits) & (((uint64_t)1 << l2_bits) - 1));
 }
@@ -293,7 +296,8 @@ static inline uint64_t qcow2_refcount_max(unsigned refcount_order)
 }
 
 /* Entry @index of a refcount block; narrow ones are least significant bits first. */
-static inline uint64_t qcow2_refcount_get(const void *block, uint32_t index, unsigned refcount_order)
+static inline uint64_t qcow2_refcount_get(const void *block, uint32_t index,
+					  unsigned refcount_order)
 {
 	const uint8_t *bytes = block;
 

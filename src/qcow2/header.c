@@ -59,13 +59,14 @@ static int check_geometry(struct qcow2_header *h, struct error *err)
 				 h->cluster_bits, QCOW2_MIN_CLUSTER_BITS, QCOW2_MAX_CLUSTER_BITS);
 	h->cluster_bytes = (uint32_t)1 << h->cluster_bits;
 	if (h->refcount_order > QCOW2_MAX_REFCOUNT_ORDER)
-		return error_set(err, -EINVAL, "%s: refcount_order is %u, more than %u", h->file_name,
-				 h->refcount_order, QCOW2_MAX_REFCOUNT_ORDER);
+		return error_set(err, -EINVAL, "%s: refcount_order is %u, more than %u",
+				 h->file_name, h->refcount_order, QCOW2_MAX_REFCOUNT_ORDER);
 	h->refcount_bits = 1u << h->refcount_order;
 	h->rb_bits = qcow2_rb_bits(h->cluster_bits, h->refcount_order);
 	if (h->version >= 3 &&
 	    (h->header_length < QCOW2_V3_MIN_HEADER_BYTES || h->header_length > h->cluster_bytes))
-		return error_set(err, -EINVAL, "%s: header_length is %u, not %u to %u (the cluster size)",
+		return error_set(err, -EINVAL,
+				 "%s: header_length is %u, not %u to %u (the cluster size)",
 				 h->file_name, h->header_length, QCOW2_V3_MIN_HEADER_BYTES,
 				 h->cluster_bytes);
 	if (h->header_length % 8)
@@ -82,18 +83,21 @@ static int check_features(struct qcow2_header *h, struct error *err)
 		return error_set(err, -ENOTSUP, "%s: compression_type is %u, which is not known",
 				 h->file_name, h->compression_type);
 	if (compression_bit != (h->compression_type != QCOW2_COMPRESSION_DEFLATE))
-		return error_set(err, -EINVAL,
-				 "%s: the compression type feature bit is %s, but compression_type is %u",
-				 h->file_name, compression_bit ? "set" : "clear", h->compression_type);
+		return error_set(
+			err, -EINVAL,
+			"%s: the compression type feature bit is %s, but compression_type is %u",
+			h->file_name, compression_bit ? "set" : "clear", h->compression_type);
 	if (qcow2_header_extended_l2(h) && h->cluster_bits < QCOW2_MIN_EXTENDED_L2_CLUSTER_BITS)
-		return error_set(err, -EINVAL,
-				 "%s: cluster_bits is %u, less than %u, which extended L2 entries need",
-				 h->file_name, h->cluster_bits, QCOW2_MIN_EXTENDED_L2_CLUSTER_BITS);
+		return error_set(
+			err, -EINVAL,
+			"%s: cluster_bits is %u, less than %u, which extended L2 entries need",
+			h->file_name, h->cluster_bits, QCOW2_MIN_EXTENDED_L2_CLUSTER_BITS);
 	if ((h->autoclear & QCOW2_AUTOCLEAR_DATA_FILE_RAW) &&
 	    !(h->incompatible & QCOW2_INCOMPAT_DATA_FILE))
-		return error_set(err, -EINVAL,
-				 "%s: marked as having a raw external data file, but has no data file",
-				 h->file_name);
+		return error_set(
+			err, -EINVAL,
+			"%s: marked as having a raw external data file, but has no data file",
+			h->file_name);
 	if (h->crypt_method > QCOW2_CRYPT_LUKS)
 		return error_set(err, -ENOTSUP, "%s: crypt_method is %u, which is not known",
 				 h->file_name, h->crypt_method);
@@ -106,7 +110,8 @@ static int check_aligned(const struct qcow2_header *h, uint64_t offset, const ch
 {
 	if (is_aligned(offset, h->cluster_bytes))
 		return 0;
-	return error_set(err, -EINVAL, "%s: %s is %" PRIu64 ", not a multiple of the cluster size %u",
+	return error_set(err, -EINVAL,
+			 "%s: %s is %" PRIu64 ", not a multiple of the cluster size %u",
 			 h->file_name, field, offset, h->cluster_bytes);
 }
 
@@ -153,8 +158,8 @@ static int copy_name(const struct parse *p, char *out, size_t room, const uint8_
 	out[len] = '\0';
 	for (size_t i = strlen(out); i < len; i++)
 		if (name[i])
-			return error_set(p->err, -EINVAL, "%s: %s has a NUL inside", p->h->file_name,
-					 what);
+			return error_set(p->err, -EINVAL, "%s: %s has a NUL inside",
+					 p->h->file_name, what);
 	return 0;
 }
 
@@ -271,10 +276,11 @@ static int parse_extensions(const struct parse *p)
 		if (type == QCOW2_EXT_END)
 			break;
 		if (len > end - at)
-			return error_set(p->err, -EINVAL,
-					 "%s: header extension 0x%08x has %u bytes, but only %" PRIu64
-					 " are left for it",
-					 h->file_name, type, len, end - at);
+			return error_set(
+				p->err, -EINVAL,
+				"%s: header extension 0x%08x has %u bytes, but only %" PRIu64
+				" are left for it",
+				h->file_name, type, len, end - at);
 		ret = parse_extension(p, type, p->cluster + at, len);
 		if (ret)
 			return ret;
@@ -295,12 +301,14 @@ static int check_backing_place(const struct qcow2_header *h, uint32_t len, struc
 		return 0;
 	if (offset < h->header_length || offset > h->cluster_bytes)
 		return error_set(err, -EINVAL,
-				 "%s: backing_file_offset is %" PRIu64 ", not %u to %u (the first cluster)",
+				 "%s: backing_file_offset is %" PRIu64
+				 ", not %u to %u (the first cluster)",
 				 h->file_name, offset, h->header_length, h->cluster_bytes);
 	if (len > QCOW2_MAX_BACKING_NAME_BYTES || len > h->cluster_bytes - offset)
-		return error_set(err, -EINVAL,
-				 "%s: backing_file_size is %u, more than %u or past the first cluster",
-				 h->file_name, len, QCOW2_MAX_BACKING_NAME_BYTES);
+		return error_set(
+			err, -EINVAL,
+			"%s: backing_file_size is %u, more than %u or past the first cluster",
+			h->file_name, len, QCOW2_MAX_BACKING_NAME_BYTES);
 	return 0;
 }
 
@@ -318,13 +326,15 @@ static int parse_cluster(const struct parse *p)
 		ret = parse_extensions(p);
 	if (!ret && h->backing_file_offset)
 		ret = copy_name(p, h->backing_file, sizeof(h->backing_file),
-				p->cluster + h->backing_file_offset, len, "the backing file's name");
+				p->cluster + h->backing_file_offset, len,
+				"the backing file's name");
 	return ret;
 }
 
 /* ---- reading: the whole ---- */
 
-static int check_magic(const struct storage *st, const struct qcow2_disk_header *d, struct error *err)
+static int check_magic(const struct storage *st, const struct qcow2_disk_header *d,
+		       struct error *err)
 {
 	uint32_t version = be32_get(d->version);
 
@@ -485,8 +495,8 @@ int qcow2_header_check_features(const struct qcow2_header *h, struct error *err)
 	if (h->incompatible_names[bit][0])
 		return error_set(err, -ENOTSUP, "%s: has the unsupported feature \"%s\" (bit %d)",
 				 h->file_name, h->incompatible_names[bit], bit);
-	return error_set(err, -ENOTSUP, "%s: has an unknown incompatible feature (bit %d)", h->file_name,
-			 bit);
+	return error_set(err, -ENOTSUP, "%s: has an unknown incompatible feature (bit %d)",
+			 h->file_name, bit);
 }
 
 static int refuse(const struct qcow2_header *h, bool used, const char *feature, struct error *err)
@@ -527,7 +537,8 @@ static int refuse_luks(const struct qcow2_header *h, struct error *err)
 
 static int refuse_data_file(const struct qcow2_header *h, struct error *err)
 {
-	return refuse(h, h->incompatible & QCOW2_INCOMPAT_DATA_FILE, "an external data file is", err);
+	return refuse(h, h->incompatible & QCOW2_INCOMPAT_DATA_FILE, "an external data file is",
+		      err);
 }
 
 static int refuse_extended_l2(const struct qcow2_header *h, struct error *err)

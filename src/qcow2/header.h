@@ -3,12 +3,11 @@
  * header.h: an image's header and its extensions, read and validated, and the few updates of it.
  *
  * Four questions, each its own function, because different callers ask different ones:
- *   read          is this a qcow2 header that makes sense? (everybody; features that nobody here can
- *                 serve are fine, a value that no valid image has is not)
- *   check_tables  do the tables that it points to lie where tables can lie? (who opens the image;
- *                 not the checker, which is there to say what is wrong with them)
- *   servable      does it use nothing that the engine cannot serve?
- *   set_*         change it.
+ *   read          is this a qcow2 header that makes sense? (everybody; features that nobody here
+ * can serve are fine, a value that no valid image has is not) check_tables  do the tables that it
+ * points to lie where tables can lie? (who opens the image; not the checker, which is there to say
+ * what is wrong with them) servable      does it use nothing that the engine cannot serve? set_*
+ * change it.
  *
  * The structure holds some kilobytes of names: allocate it, do not put it on a coroutine's stack.
  */
@@ -51,7 +50,8 @@ struct qcow2_header {
 	uint32_t nb_snapshots;
 	uint64_t snapshots_offset;
 
-	/* Hostile names: NUL-terminated, without a NUL inside, otherwise as they are in the file. */
+	/* Hostile names: NUL-terminated, without a NUL inside, otherwise as they are in the file.
+	 */
 	uint64_t backing_file_offset; /* 0: none */
 	char backing_file[QCOW2_HEADER_NAME_MAX];
 	char backing_format[QCOW2_MAX_BACKING_FORMAT_BYTES + 1];
@@ -76,9 +76,9 @@ static inline bool qcow2_header_extended_l2(const struct qcow2_header *h)
 }
 
 /*
- * Reads and validates header and extensions; the first cluster at most. In a coroutine, or outside of
- * any loop. -EINVAL, -ENOTSUP (a version nobody knows), -EFBIG (past a limit), or an I/O error; @h is
- * undefined then.
+ * Reads and validates header and extensions; the first cluster at most. In a coroutine, or outside
+ * of any loop. -EINVAL, -ENOTSUP (a version nobody knows), -EFBIG (past a limit), or an I/O error;
+ * @h is undefined then.
  */
 int qcow2_header_read(struct storage *st, struct qcow2_header *h, struct error *err) must_check;
 
@@ -90,22 +90,23 @@ int qcow2_header_check_tables(const struct qcow2_header *h, uint64_t file_bytes,
 			      struct error *err) must_check;
 
 /*
- * -ENOTSUP, naming it, if there is an incompatible feature bit that this program does not know: then
- * nothing in the image has a known meaning, not even for the checker.
+ * -ENOTSUP, naming it, if there is an incompatible feature bit that this program does not know:
+ * then nothing in the image has a known meaning, not even for the checker.
  */
 int qcow2_header_check_features(const struct qcow2_header *h, struct error *err) must_check;
 
 /*
- * -ENOTSUP and the feature's name for the first feature that the engine cannot serve (an unknown one
- * included); -EROFS for an image marked corrupt that is to be written.
+ * -ENOTSUP and the feature's name for the first feature that the engine cannot serve (an unknown
+ * one included); -EROFS for an image marked corrupt that is to be written.
  */
-int qcow2_header_servable(const struct qcow2_header *h, bool read_only, struct error *err) must_check;
+int qcow2_header_servable(const struct qcow2_header *h, bool read_only,
+			  struct error *err) must_check;
 
 /*
  * Updates: each is one write inside the header's first sector (as many whole blocks as the storage
- * asks for, the rest of them read and written back), without a sync. In a coroutine or outside of any
- * loop; the caller lets only one be under way. @h changes when the write succeeded; after an error
- * the file has the old values or the new ones. No allocation.
+ * asks for, the rest of them read and written back), without a sync. In a coroutine or outside of
+ * any loop; the caller lets only one be under way. @h changes when the write succeeded; after an
+ * error the file has the old values or the new ones. No allocation.
  */
 int qcow2_header_set_refcount_table(struct storage *st, struct qcow2_header *h, uint64_t rt_offset,
 				    uint32_t rt_clusters) must_check;

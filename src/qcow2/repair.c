@@ -6,14 +6,15 @@
  * crash, and is durable before the next one relies on it:
  *
  * 1. Autoclear bits that nobody here knows are cleared.
- * 2. All references are counted; L2 entries that point nowhere sensible and hold no data become zeros.
+ * 2. All references are counted; L2 entries that point nowhere sensible and hold no data become
+ * zeros.
  * 3. Refcounts: raised or lowered in place to the counts (what lowers them is already gone from the
  *    durable tables); or, if blocks are missing or broken, new ones are built (repair_rebuild.c).
  * 4. COPIED flags, by the refcounts that are now durable.
  * 5. The dirty and corrupt bits are cleared, if nothing is left wrong.
  *
- * With QCOW2_REPAIR_LEAKS only counts that are too high are lowered, and flags are repaired only if all
- * else is right.
+ * With QCOW2_REPAIR_LEAKS only counts that are too high are lowered, and flags are repaired only if
+ * all else is right.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -84,10 +85,10 @@ int repair_table_write(struct check *c, uint64_t offset, const void *data, uint6
 
 	if (!other)
 		return repair_write(c, offset, data, len_bytes);
-	check_finding(c, QCOW2_FINDING_ERROR, "the repair at 0x%" PRIx64 " would hit the %s", offset,
-		      other);
-	return error_set(c->err, -EIO, "%s: the repair at %" PRIu64 " would hit the %s", c->st->name,
-			 offset, other);
+	check_finding(c, QCOW2_FINDING_ERROR, "the repair at 0x%" PRIx64 " would hit the %s",
+		      offset, other);
+	return error_set(c->err, -EIO, "%s: the repair at %" PRIu64 " would hit the %s",
+			 c->st->name, offset, other);
 }
 
 static int repair_sync(struct check *c)
@@ -118,8 +119,8 @@ static bool fix_refcount(struct check *c, uint64_t hcluster, uint64_t refcount, 
 	if (!block || (refcount < count && c->opts->repair != QCOW2_REPAIR_ALL))
 		return false;
 	check_finding(c, QCOW2_FINDING_REPAIR,
-		      "cluster %" PRIu64 ": refcount %" PRIu64 " becomes %" PRIu64, hcluster, refcount,
-		      count);
+		      "cluster %" PRIu64 ": refcount %" PRIu64 " becomes %" PRIu64, hcluster,
+		      refcount, count);
 	if (refcount > count)
 		c->res->leaks_fixed++;
 	else
@@ -148,9 +149,10 @@ static int repair_refcounts(struct check *c)
 	if (ret)
 		return ret;
 	check_finding(c, QCOW2_FINDING_ERROR, "the refcount structures need to be rebuilt");
-	return error_set(c->err, -EIO,
-			 "%s: the refcount structures need to be rebuilt, which a repair of leaks does not",
-			 c->st->name);
+	return error_set(
+		c->err, -EIO,
+		"%s: the refcount structures need to be rebuilt, which a repair of leaks does not",
+		c->st->name);
 }
 
 /* ---- the whole ---- */
@@ -178,7 +180,8 @@ static int mark_clean(struct check *c)
 
 	if (!(h->incompatible & bits) || c->res->errors || c->res->corruptions)
 		return 0;
-	ret = qcow2_header_set_features(c->st, h, h->incompatible & ~bits, h->compatible, h->autoclear);
+	ret = qcow2_header_set_features(c->st, h, h->incompatible & ~bits, h->compatible,
+					h->autoclear);
 	if (ret)
 		return error_set(c->err, ret, "%s: cannot write the header: %s", c->st->name,
 				 strerror(-ret));

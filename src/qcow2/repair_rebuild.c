@@ -3,10 +3,10 @@
  * repair_rebuild.c: new refcount structures, where the old ones are not worth repairing.
  *
  * 1. Everything is counted but the old refcount table and its blocks, which are to go.
- * 2. Places for new blocks and a new table are chosen among clusters that nothing refers to, the old
- *    structures included: until the switch the old ones stay as they are. Choosing a place makes it
- *    counted, which may need one more block, and so on until nothing changes. If the file must grow,
- *    all of this is done again for the longer file.
+ * 2. Places for new blocks and a new table are chosen among clusters that nothing refers to, the
+ * old structures included: until the switch the old ones stay as they are. Choosing a place makes
+ * it counted, which may need one more block, and so on until nothing changes. If the file must
+ * grow, all of this is done again for the longer file.
  * 3. File extended if need be; blocks and table written; sync; switched by one write of the header;
  *    sync.
  * 4. Counted and compared anew: what is found now is what is left.
@@ -22,9 +22,9 @@
 
 struct plan {
 	struct check *c;
-	be64_t *rt; /* the new table */
-	uint64_t rt_room;    /* entries it is allocated for */
-	uint64_t rt_needed;  /* entries in use */
+	be64_t *rt;	    /* the new table */
+	uint64_t rt_room;   /* entries it is allocated for */
+	uint64_t rt_needed; /* entries in use */
 	uint64_t rt_hcluster;
 	uint64_t rt_clusters; /* 0: no place yet */
 	uint64_t cursor;      /* no free cluster before this */
@@ -107,11 +107,13 @@ static int grow_table(struct plan *p, uint64_t entries)
 	be64_t *rt;
 
 	if (room * sizeof(be64_t) > QCOW2_MAX_REFCOUNT_TABLE_BYTES)
-		return error_set(c->err, -EFBIG, "%s: the refcount table would be larger than %" PRIu64
-				 " bytes", c->st->name, QCOW2_MAX_REFCOUNT_TABLE_BYTES);
+		return error_set(c->err, -EFBIG,
+				 "%s: the refcount table would be larger than %" PRIu64 " bytes",
+				 c->st->name, QCOW2_MAX_REFCOUNT_TABLE_BYTES);
 	rt = calloc(room, sizeof(*rt));
 	if (!rt)
-		return error_set(c->err, -ENOMEM, "%s: no memory for a refcount table", c->st->name);
+		return error_set(c->err, -ENOMEM, "%s: no memory for a refcount table",
+				 c->st->name);
 	if (p->rt)
 		memcpy(rt, p->rt, p->rt_needed * sizeof(*rt));
 	free(p->rt);
@@ -190,8 +192,8 @@ static int plan_once(struct plan *p)
 }
 
 /*
- * A broken reference past the end of the file comes to lie inside a longer one, and then it counts, and
- * nothing may be put there. So the plan is made again for the longer file, until it fits.
+ * A broken reference past the end of the file comes to lie inside a longer one, and then it counts,
+ * and nothing may be put there. So the plan is made again for the longer file, until it fits.
  */
 static int make_plan(struct plan *p)
 {
@@ -225,8 +227,9 @@ static int extend_file(struct plan *p)
 
 	if (end <= c->st->size_bytes)
 		return 0;
-	ret = c->st->fixed_size ? -ENOSPC
-				: storage_truncate(c->st, align_up(end, max_of(c->st->block_bytes, 512u)));
+	ret = c->st->fixed_size
+		      ? -ENOSPC
+		      : storage_truncate(c->st, align_up(end, max_of(c->st->block_bytes, 512u)));
 	return ret ? error_set(c->err, ret, "%s: cannot extend the file to %" PRIu64 " bytes: %s",
 			       c->st->name, end, strerror(-ret))
 		   : 0;
@@ -239,7 +242,8 @@ static int write_blocks(struct plan *p)
 	int ret = 0;
 
 	if (!block)
-		return error_set(c->err, -ENOMEM, "%s: no memory for a refcount block", c->st->name);
+		return error_set(c->err, -ENOMEM, "%s: no memory for a refcount block",
+				 c->st->name);
 	for (uint64_t index = 0; !ret && index < p->rt_needed; index++) {
 		uint64_t first = index << c->h->rb_bits;
 		uint64_t n = min_of((uint64_t)1 << c->h->rb_bits, c->capacity - first);
@@ -269,7 +273,8 @@ static int write_plan(struct plan *p)
 	if (!ret)
 		ret = storage_sync(c->st);
 	if (!ret)
-		ret = qcow2_header_set_refcount_table(c->st, c->h, rt_offset, (uint32_t)p->rt_clusters);
+		ret = qcow2_header_set_refcount_table(c->st, c->h, rt_offset,
+						      (uint32_t)p->rt_clusters);
 	if (!ret)
 		ret = storage_sync(c->st);
 	return ret ? error_set(c->err, ret, "%s: cannot write new refcounts: %s", c->st->name,
@@ -296,10 +301,12 @@ static int adopt(struct check *c, struct plan *p)
 }
 
 /*
- * What referred to something by the old header's bytes, taken for a table by a broken reference, refers
- * to something else by the new one's. What that leaks is nobody's; it is lowered without a word.
+ * What referred to something by the old header's bytes, taken for a table by a broken reference,
+ * refers to something else by the new one's. What that leaks is nobody's; it is lowered without a
+ * word.
  */
-static bool lower(struct check *c, uint64_t hcluster, uint64_t refcount, uint64_t count, void *block)
+static bool lower(struct check *c, uint64_t hcluster, uint64_t refcount, uint64_t count,
+		  void *block)
 {
 	return block && refcount > count && repair_refcount_set(c, hcluster, count, block);
 }

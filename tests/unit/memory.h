@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * memory.h: a storage in memory, for unit tests outside of any loop. It counts what is done, fails an
- * I/O of the test's choice, and can stop taking writes, as after a power cut.
+ * memory.h: a storage in memory, for unit tests outside of any loop. It counts what is done, fails
+ * an I/O of the test's choice, and can stop taking writes, as after a power cut. With a journal it
+ * also knows what was synced, and yields crash states: that, and any sectors of what came after.
  */
 #ifndef TEST_MEMORY_H
 #define TEST_MEMORY_H
@@ -23,6 +24,10 @@ struct memory {
 	unsigned writes_left; /* then writes and truncations are forgotten, as is said in lost */
 	bool lost;
 	uint64_t last_offset, last_len; /* of a write */
+
+	bool journal;
+	uint8_t *durable;
+	uint64_t durable_size;
 };
 
 static inline void memory_resize(struct memory *m, uint64_t size)
@@ -62,6 +67,15 @@ static inline void memory_write(struct memory *m, uint64_t offset, const void *b
 	memcpy(m->data + offset, buf, len);
 }
 
+static inline void memory_settle(struct memory *m)
+{
+	m->durable = realloc(m->durable, m->st.size_bytes + 1);
+	if (!m->durable)
+		abort();
+	memcpy(m->durable, m->data, m->st.size_bytes);
+	m->durable_size = m->st.size_bytes;
+}
+
 static inline void memory_submit(struct storage *st, struct storage_io *io)
 {
 	struct memory *m = (struct memory *)st;
@@ -91,6 +105,8 @@ static inline void memory_submit(struct storage *st, struct storage_io *io)
 		break;
 	case STORAGE_SYNC:
 		m->syncs++;
+		if (m->journal && !m->lost)
+			memory_settle(m);
 		break;
 	case STORAGE_TRUNCATE:
 		if (memory_changes(m))
@@ -135,6 +151,39 @@ static inline void memory_copy(struct memory *to, const struct memory *from)
 	memory_resize(to, from->st.size_bytes);
 	memcpy(to->data, from->data, from->st.size_bytes);
 	memory_reset_counters(to);
+}
+
+static inline void memory_journal(struct memory *m, bool on)
+{
+	m->journal = on;
+	if (on) {
+		memory_settle(m);
+	} else {
+		free(m->durable);
+		m->durable = NULL;
+	}
+}
+
+/* A state that a power cut now may leave: which sectors made it depends on @seed. */
+static inline void memory_crash_state(struct memory *to, const struct memory *m, unsigned seed)
+{
+	uint64_t size = m->durable_size > m->st.size_bytes ? m->durable_size : m->st.size_bytes;
+
+	/* 0: nothing made it; 1: everything. A length that did not make it takes its sectors along.
+	 */
+	srand(seed);
+	if (!seed || (seed > 1 && rand() % 4 == 0))
+		size = m->durable_size;
+	memory_resize(to, size);
+	for (uint64_t at = 0; at < size; at += 512) {
+		uint64_t len = size - at < 512 ? size - at : 512;
+		bool old = !seed || (seed > 1 && rand() % 2);
+		const uint8_t *from = old ? m->durable : m->data;
+		uint64_t have = old ? m->durable_size : m->st.size_bytes;
+
+		have = have > at ? have - at : 0;
+		memcpy(to->data + at, from + at, have < len ? have : len);
+	}
 }
 
 #endif

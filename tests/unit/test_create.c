@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
- * Proves that an image of every shape that can be created is sound and is what was asked for; that what
- * cannot be created is refused before anything is touched; and that no crash or error on the way leaves
- * something that looks like an image.
+ * Proves that an image of every shape that can be created is sound and is what was asked for; that
+ * what cannot be created is refused before anything is touched; and that no crash or error on the
+ * way leaves something that looks like an image.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -64,7 +64,8 @@ static void test_shapes(void **state)
 	static const uint32_t clusters[] = {512, 1024, 4096, 65536, 2 * MiB};
 	static const unsigned blocks[] = {512, 4096};
 
-	for (size_t i = 0; i < ARRAY_LEN(sizes) * ARRAY_LEN(clusters) * ARRAY_LEN(blocks) * 8; i++) {
+	for (size_t i = 0; i < ARRAY_LEN(sizes) * ARRAY_LEN(clusters) * ARRAY_LEN(blocks) * 8;
+	     i++) {
 		size_t k = i / 8;
 		struct qcow2_create_options o = {
 			.version = 3,
@@ -252,7 +253,8 @@ static void test_io_errors(void **state)
 		assert_non_null(strstr(error.text, "memory: "));
 		/* Only the sync after the last write may fail with an image in place. */
 		if (i < n)
-			assert_false(qcow2_probe(disk.data, min_of(disk.st.size_bytes, (uint64_t)512)));
+			assert_false(
+				qcow2_probe(disk.data, min_of(disk.st.size_bytes, (uint64_t)512)));
 	}
 }
 
@@ -265,14 +267,10 @@ static int teardown(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_shapes),
-		cmocka_unit_test(test_defaults),
-		cmocka_unit_test(test_size_limits),
-		cmocka_unit_test(test_preallocation_limit),
-		cmocka_unit_test(test_refused),
-		cmocka_unit_test(test_not_empty),
-		cmocka_unit_test(test_crash),
-		cmocka_unit_test(test_device_garbage),
+		cmocka_unit_test(test_shapes),	    cmocka_unit_test(test_defaults),
+		cmocka_unit_test(test_size_limits), cmocka_unit_test(test_preallocation_limit),
+		cmocka_unit_test(test_refused),	    cmocka_unit_test(test_not_empty),
+		cmocka_unit_test(test_crash),	    cmocka_unit_test(test_device_garbage),
 		cmocka_unit_test(test_io_errors),
 	};
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * Proves that every header field is held to its limit, with a message that names it; that what the engine
- * cannot serve is refused by name; and that an update of the header changes nothing else.
+ * Proves that every header field is held to its limit, with a message that names it; that what the
+ * engine cannot serve is refused by name; and that an update of the header changes nothing else.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -140,7 +140,8 @@ static void test_fields(void **state)
 		if (c->ret) {
 			refused(read_header(), c->ret, c->text);
 		} else if (read_header()) {
-			print_error("field at %zu, value %lu: %s\n", c->offset, c->value, error.text);
+			print_error("field at %zu, value %lu: %s\n", c->offset, c->value,
+				    error.text);
 			fail();
 		}
 		assert_int_equal(disk.writes, 0);
@@ -231,7 +232,8 @@ static void test_extension_lengths(void **state)
 	put32(116, 4096 - 120);
 	assert_int_equal(read_header(), 0);
 	put32(116, 4096 - 119);
-	refused(read_header(), -EINVAL, "header extension 0x12345678 has 3977 bytes, but only 3976");
+	refused(read_header(), -EINVAL,
+		"header extension 0x12345678 has 3977 bytes, but only 3976");
 	put32(116, 0xffffffff);
 	refused(read_header(), -EINVAL, "header extension 0x12345678");
 	put32(116, 0x80000000);

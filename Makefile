@@ -102,7 +102,29 @@ SIM_LDFLAGS := $(patsubst %,-Wl$(comma)--wrap=%,malloc calloc realloc posix_mema
 $(BUILD)/tests/sim/test_simdisk: $(BUILD)/tests/sim/test_simdisk.o $(SIM_DISK_OBJS) $(LIB)
 	$(CC) $(CFLAGS) $(LDFLAGS) $(SIM_LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
 
-TEST_BINS += $(BUILD)/tests/sim/test_simdisk
+SIM_SRCS := $(filter-out tests/sim/test_%,$(wildcard tests/sim/*.c))
+SIM_OBJS := $(SIM_SRCS:%.c=$(BUILD)/%.o)
+
+$(BUILD)/tests/sim/sim: $(SIM_OBJS) $(LIB)
+	$(CC) $(CFLAGS) $(LDFLAGS) $(SIM_LDFLAGS) -o $@ $^ $(LDLIBS)
+
+# the engine once more, with the rules that can be broken
+MUTANT_OBJS := $(patsubst %.c,$(BUILD)/mutants/%.o,$(wildcard src/qcow2/*.c) $(SIM_SRCS))
+
+$(BUILD)/mutants/%.o: %.c | have-libraries
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) -DQCOW2_MUTANTS $(CFLAGS) -MMD -MP -c -o $@ $<
+
+$(BUILD)/tests/sim/sim-mutants: $(MUTANT_OBJS) $(LIB)
+	$(CC) $(CFLAGS) $(LDFLAGS) $(SIM_LDFLAGS) -o $@ $^ $(LDLIBS)
+
+SIM_BINS := $(patsubst %,$(BUILD)/tests/sim/%,test_simdisk sim sim-mutants)
+TEST_BINS += $(SIM_BINS)
+
+.PHONY: sim
+sim: ## explore crash states for SECONDS=n (default 60), from SEED=n on
+sim: $(SIM_BINS)
+	BUILD=$(BUILD) $(BUILD)/tests/sim/sim explore --seconds $(or $(SECONDS),60) --seed $(or $(SEED),$$(date +%s))
 
 # T: a test (T=qcow2/040) or a group (T=qcow2); several are separated by spaces
 T ?=

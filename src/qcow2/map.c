@@ -161,6 +161,9 @@ static int l2_table_create(struct qcow2_image *img, uint64_t index)
 
 	if (ret)
 		return ret;
+	entry = hcluster << img->cluster_bits | QCOW2_COPIED;
+	if (mutant(MUTANT_L1_BEFORE_L2)) /* a pass may now write the entry before the table's zeros */
+		table_set(&img->l1, img, index, entry);
 	ret = image_write_zeros(img, hcluster << img->cluster_bits, img->cluster_bytes);
 	if (!ret)
 		ret = metaset_add(&img->metaset, hcluster);
@@ -168,7 +171,6 @@ static int l2_table_create(struct qcow2_image *img, uint64_t index)
 		alloc_undo(img, hcluster, 1);
 		return ret;
 	}
-	entry = hcluster << img->cluster_bits | QCOW2_COPIED;
 	reclog_table(img, RECLOG_L1, index, 0, entry);
 	table_set(&img->l1, img, index, entry);
 	return 0;

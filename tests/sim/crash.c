@@ -264,6 +264,14 @@ uint64_t crash_state_count(const struct crash *c)
 	return count;
 }
 
+/* The file's length by @e. One that has not landed and grows the file does not shrink it. */
+static uint64_t length_by(const struct crash_file *f, const struct crash_entry *e)
+{
+	if (e->land == SIM_NEVER && e->op->op->op != STORAGE_TRUNCATE)
+		return max_of(e->size_bytes, f->base.size_bytes);
+	return e->size_bytes;
+}
+
 /* The length goes first: what is laid beyond it must not come back when the file grows. */
 void crash_state_pick(struct crash *c, uint64_t index)
 {
@@ -273,7 +281,7 @@ void crash_state_pick(struct crash *c, uint64_t index)
 
 		index /= f->length.e.n + 1;
 		if (n)
-			simview_resize(&f->view, f->length.e.at[n - 1].size_bytes);
+			simview_resize(&f->view, length_by(f, &f->length.e.at[n - 1]));
 		for (size_t i = 0; i < f->sectors.n; i++) {
 			uint64_t s = f->sectors.at[i];
 			const struct crash_chain *ch = &f->chains[s];
@@ -313,7 +321,7 @@ void crash_state_random(struct crash *c, struct rng *r)
 		const struct crash_entry *e = chain_dice(&f->length, r);
 
 		if (e)
-			simview_resize(&f->view, e->size_bytes);
+			simview_resize(&f->view, length_by(f, e));
 		for (size_t i = 0; i < f->sectors.n; i++) {
 			e = chain_dice(&f->chains[f->sectors.at[i]], r);
 			if (e)

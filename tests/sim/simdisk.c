@@ -241,6 +241,7 @@ static void finish_done(struct sim_op *op)
 	op->done = event(d, SIM_DONE, op);
 	op->io = NULL;
 	d->undone--;
+	d->undone_failing -= op->ret != 0;
 	if (op->resized && op->op == STORAGE_TRUNCATE)
 		st->size_bytes = op->size_bytes;
 	else if (op->resized && op->resized_bytes > st->size_bytes)
@@ -364,6 +365,7 @@ static void file_submit(struct storage *st, struct storage_io *io)
 	}
 	vec_push(&d->ops, op);
 	d->undone++;
+	d->undone_failing += op->ret != 0;
 	op->submit = event(d, SIM_SUBMIT, op);
 	if (op->loop) {
 		vec_push(&d->pending, op);

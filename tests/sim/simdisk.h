@@ -105,8 +105,9 @@ struct simdisk {
 	vec(struct sim_op *) pending; /* submitted in a loop, not landed, in order of submission */
 	vec(struct simfile *) files;
 	struct sim_fault fault;
-	uint64_t failed; /* operations that failed by the plan */
-	unsigned undone; /* submitted and not done */
+	uint64_t failed;	 /* operations that failed by the plan */
+	unsigned undone;	 /* submitted and not done */
+	unsigned undone_failing; /* of these, those that will fail */
 };
 
 struct simdisk *simdisk_create(uint64_t seed);

@@ -251,6 +251,7 @@ static void test_length(void **state)
 {
 	struct bench b;
 	struct crash *c;
+	struct part *late;
 	bool seen[4] = {false};
 
 	bench_open(&b, 5);
@@ -270,6 +271,20 @@ static void test_length(void **state)
 	assert_true(possible(c, 1, 0) && possible(c, 1, 1) && possible(c, 1, 2));
 	assert_true(possible(c, 2, 0) && possible(c, 2, 1)); /* cut, perhaps */
 	crash_destroy(c);
+
+	/* a write that is in flight and ends inside a longer, durable length does not cut it */
+	late = part_start(&b, STORAGE_WRITE, 2, 1, 5);
+	assert_int_equal(part_whole(&b, STORAGE_TRUNCATE, 6, 0, 0), 0);
+	assert_int_equal(part_whole(&b, STORAGE_SYNC, 0, 0, 0), 0);
+	c = crash_create(b.disk);
+	crash_advance(c, b.disk->events.n);
+	for (uint64_t i = 0; i < crash_state_count(c); i++) {
+		crash_state_pick(c, i);
+		assert_int_equal(c->files[0].base.size_bytes, 6 * SECTOR_BYTES);
+		crash_state_drop(c);
+	}
+	crash_destroy(c);
+	assert_int_equal(part_finish(&b, late), 0);
 
 	/* a hole */
 	assert_int_equal(part_whole(&b, STORAGE_SYNC, 0, 0, 0), 0);

@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * config.c: what a seed stands for: the shape of the image and the character of the workload.
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/math.h"
+#include "run.h"
+
+const char *const run_profile_names[RUN_PROFILES] = {"tiny", "small", "mixed", "churn", "grow"};
+
+static void image_shape(struct run_config *cfg, struct rng *r)
+{
+	struct qcow2_create_options *c = &cfg->create;
+	unsigned cluster_bits = 9;
+	uint64_t size = 0;
+
+	switch (cfg->profile) {
+	case RUN_TINY:
+		cluster_bits = 9 + rng_below(r, 2);
+		size = rng_range(r, 16, 128) * KiB;
+		break;
+	case RUN_SMALL:
+		cluster_bits = 9 + rng_below(r, 4);
+		size = rng_range(r, 64, 512) * KiB;
+		break;
+	case RUN_MIXED:
+		cluster_bits = 9 + rng_below(r, 8);
+		size = rng_range(r, 64, 1024) * KiB;
+		break;
+	case RUN_CHURN:
+		cluster_bits = 9 + rng_below(r, 3);
+		size = rng_range(r, 16, 96) * KiB;
+		break;
+	default:
+		size = rng_range(r, 2048, 4096) * KiB;
+		break;
+	}
+	if (rng_chance(r, 50))
+		size -= rng_below(r, 16) * SECTOR_BYTES;
+	c->size_bytes = size;
+	c->cluster_bytes = 1u << cluster_bits;
+	c->version = rng_chance(r, 70) ? 3 : 2;
+	c->refcount_bits = c->version == 2 ? 16 : 1u << rng_below(r, 7);
+	if (cfg->profile == RUN_GROW) {
+		c->version = 3;
+		c->refcount_bits = 64;
+	}
+	if (cfg->profile != RUN_GROW && rng_chance(r, 15))
+		c->preallocation = QCOW2_PREALLOC_METADATA + rng_below(r, 3);
+}
+
+static void requests_shape(struct run_config *cfg, struct rng *r)
+{
+	unsigned cluster_sectors = cfg->create.cluster_bytes / SECTOR_BYTES;
+
+	cfg->weight_write = rng_range(r, 20, 80);
+	cfg->weight_read = rng_range(r, 0, 30);
+	cfg->weight_flush = rng_range(r, 2, 30);
+	cfg->weight_discard = rng_chance(r, 60) ? rng_range(r, 0, 40) : 0;
+	cfg->weight_zero = rng_chance(r, 60) ? rng_range(r, 0, 40) : 0;
+	cfg->fua_percent = rng_chance(r, 50) ? rng_range(r, 0, 40) : 0;
+	cfg->hot_percent = rng_range(r, 0, 100);
+	cfg->max_sectors = rng_range(r, 1, max_of(8u, cluster_sectors * 3));
+	cfg->depth = rng_range(r, 1, 16);
+	cfg->queues = rng_range(r, 1, RUN_MAX_QUEUES);
+	if (rng_chance(r, 40))
+		cfg->queues = 1;
+	cfg->requests = rng_range(r, 30, 200);
+	if (cfg->profile == RUN_TINY) {
+		cfg->requests = rng_range(r, 3, 14);
+		cfg->depth = rng_range(r, 1, 4);
+		cfg->max_sectors = rng_range(r, 1, 4);
+	} else if (cfg->profile == RUN_CHURN) {
+		cfg->depth = rng_range(r, 4, 16);
+		cfg->max_sectors = rng_range(r, 1, cluster_sectors * 4);
+		cfg->weight_read = rng_range(r, 10, 40);
+		cfg->weight_discard = rng_range(r, 20, 60);
+		cfg->weight_flush = rng_range(r, 5, 20);
+	} else if (cfg->profile == RUN_GROW) {
+		cfg->requests = rng_range(r, 60, 160);
+		cfg->max_sectors = rng_range(r, 32, 128);
+		cfg->hot_percent = 10;
+		cfg->weight_write = 100;
+	}
+	cfg->max_sectors = min_of(cfg->max_sectors, cfg->create.size_bytes / SECTOR_BYTES);
+}
+
+static void schedule_shape(struct run_config *cfg, struct rng *r)
+{
+	cfg->turn_weight = rng_range(r, 1, 50);
+	cfg->io_weight = rng_range(r, 1, 50);
+	cfg->submit_weight = rng_range(r, 1, 50);
+	cfg->time_weight = rng_chance(r, 50) ? rng_range(r, 1, 10) : 0;
+	cfg->io_order = rng_below(r, 5);
+	if (cfg->profile == RUN_CHURN)
+		cfg->io_order = 4;
+	cfg->starved = rng_below(r, 3); /* READ, WRITE, SYNC */
+	cfg->meta_apart = rng_chance(r, 50);
+	cfg->close_inside = rng_chance(r, 75);
+	cfg->can_punch = rng_chance(r, 80);
+	cfg->no_zero = rng_chance(r, 30);
+}
+
+void run_config_make(struct run_config *cfg, enum run_profile profile, uint64_t seed)
+{
+	static const uint64_t delays_ms[] = {0, 1, 20, 1000};
+	struct rng r = rng_make(seed, profile, 0xc0f);
+
+	*cfg = (struct run_config){.profile = profile, .seed = seed};
+	image_shape(cfg, &r);
+	requests_shape(cfg, &r);
+	schedule_shape(cfg, &r);
+	cfg->open.no_lock = true;
+	cfg->open.cache_size_bytes = rng_chance(&r, 70) ? rng_range(&r, 1, 8) * 4096 : 0;
+	cfg->open.writeback_delay_ms = delays_ms[rng_below(&r, ARRAY_LEN(delays_ms))];
+	cfg->open.max_inflight = cfg->queues * cfg->depth;
+}
+
+void run_config_print(const struct run_config *cfg)
+{
+	const struct qcow2_create_options *c = &cfg->create;
+
+	printf("  %s seed %" PRIu64 ": version %u, cluster %u, refcount bits %u, size %" PRIu64
+	       ", preallocation %d\n",
+	       run_profile_names[cfg->profile], cfg->seed, c->version, c->cluster_bytes,
+	       c->refcount_bits, c->size_bytes, c->preallocation);
+	printf("  cache %" PRIu64 ", write-back %" PRIu64
+	       " ms, %u queue(s) of %u%s, %u requests of "
+	       "up to %u sectors\n",
+	       cfg->open.cache_size_bytes, cfg->open.writeback_delay_ms, cfg->queues, cfg->depth,
+	       cfg->meta_apart ? ", metadata loop apart" : "", cfg->requests, cfg->max_sectors);
+}

@@ -1,0 +1,284 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * judge.c: see judge.h. Count every reference, then compare with the refcounts stored, then look at
+ * each COPIED flag; the order and the verdicts are qemu-img's.
+ */
+#include "judge.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/math.h"
+
+#define OFFSET_MASK 0x00fffffffffffe00ull
+#define COPIED	    (1ull << 63)
+#define COMPRESSED  (1ull << 62)
+#define ZERO	    1ull
+#define L1_RESERVED 0x7f000000000001ffull
+#define L2_RESERVED 0x3f000000000001feull
+
+const char *const judge_kind_names[JUDGE_KINDS] = {
+	"free", "header", "refcount table", "refcount block", "L1", "L2", "data",
+};
+
+__attribute__((format(printf, 2, 3))) static void corrupt(struct judge *j, const char *fmt, ...)
+{
+	va_list ap;
+
+	if (j->corruptions++)
+		return;
+	va_start(ap, fmt);
+	vsnprintf(j->text, sizeof(j->text), fmt, ap);
+	va_end(ap);
+}
+
+/* Big endian, at a multiple of its size; past the end of the file there are zeros. */
+static uint64_t be_at(const struct sim_map *m, uint64_t offset, unsigned bytes)
+{
+	const uint8_t *p = sim_map_get(m, offset / SECTOR_BYTES) + offset % SECTOR_BYTES;
+	uint64_t v = 0;
+
+	if (offset >= m->size_bytes)
+		return 0;
+	for (unsigned i = 0; i < bytes; i++)
+		v = v << 8 | p[i];
+	return v;
+}
+
+static uint64_t be64_at(const struct sim_map *m, uint64_t offset)
+{
+	const uint8_t *p;
+	uint64_t v;
+
+	if (offset >= m->size_bytes)
+		return 0;
+	p = sim_map_get(m, offset / SECTOR_BYTES);
+	if (p == sim_zero_sector)
+		return 0;
+	memcpy(&v, p + offset % SECTOR_BYTES, 8);
+	return __builtin_bswap64(v);
+}
+
+/* Counts @bytes at @offset; false, and a corruption, where they cannot be. */
+static bool count(struct judge *j, uint64_t offset, uint64_t bytes, enum judge_kind kind,
+		  uint64_t from)
+{
+	uint64_t cluster = (uint64_t)1 << j->cluster_bits;
+
+	if (offset + bytes > j->map->size_bytes && offset + bytes - j->map->size_bytes >= cluster) {
+		corrupt(j,
+			"%s at %#" PRIx64 " (from %#" PRIx64 ") lies past the file's end %#" PRIx64,
+			judge_kind_names[kind], offset, from, j->map->size_bytes);
+		return false;
+	}
+	for (uint64_t c = offset >> j->cluster_bits; c << j->cluster_bits < offset + bytes; c++) {
+		if (c >= j->refs.n)
+			return false;
+		if (j->refs.at[c]++)
+			corrupt(j, "cluster %#" PRIx64 " is both %s and %s (from %#" PRIx64 ")",
+				c << j->cluster_bits, judge_kind_names[j->kinds.at[c]],
+				judge_kind_names[kind], from);
+		j->kinds.at[c] = kind;
+	}
+	return true;
+}
+
+static uint64_t refcount_at(struct judge *j, uint64_t rt_offset, uint64_t cluster)
+{
+	unsigned bits = 1u << j->refcount_order;
+	unsigned per_block_bits = j->cluster_bits + 3 - j->refcount_order;
+	uint64_t block = be64_at(j->map, rt_offset + (cluster >> per_block_bits) * 8);
+	uint64_t index = cluster & (((uint64_t)1 << per_block_bits) - 1);
+
+	block &= ~511ull;
+	if (!block)
+		return 0;
+	if (bits < 8)
+		return be_at(j->map, block + index * bits / 8, 1) >> (index * bits % 8) &
+		       ((1u << bits) - 1);
+	return be_at(j->map, block + index * (bits / 8), bits / 8);
+}
+
+static void walk_l2(struct judge *j, uint64_t l2_offset)
+{
+	uint64_t cluster = (uint64_t)1 << j->cluster_bits;
+
+	for (uint64_t at = l2_offset; at < l2_offset + cluster; at += 8) {
+		uint64_t entry = be64_at(j->map, at);
+		uint64_t offset = entry & OFFSET_MASK;
+
+		if (!entry)
+			continue;
+		if (entry & COMPRESSED)
+			corrupt(j, "L2 entry at %#" PRIx64 " is compressed: %#" PRIx64, at, entry);
+		else if (entry & L2_RESERVED || (j->version < 3 && entry & ZERO))
+			corrupt(j, "L2 entry at %#" PRIx64 " has reserved bits: %#" PRIx64, at,
+				entry);
+		else if (offset & (cluster - 1))
+			corrupt(j, "L2 entry at %#" PRIx64 " is not aligned: %#" PRIx64, at, entry);
+		else if (offset)
+			count(j, offset, cluster, JUDGE_DATA, at);
+	}
+}
+
+static void walk_l1(struct judge *j, uint64_t l1_offset, uint64_t l1_size)
+{
+	uint64_t cluster = (uint64_t)1 << j->cluster_bits;
+
+	count(j, l1_offset, l1_size * 8, JUDGE_L1, 40);
+	for (uint64_t i = 0; i < l1_size; i++) {
+		uint64_t entry = be64_at(j->map, l1_offset + i * 8);
+		uint64_t offset = entry & OFFSET_MASK;
+
+		if (!offset)
+			continue;
+		if (entry & L1_RESERVED)
+			corrupt(j, "L1 entry %" PRIu64 " has reserved bits: %#" PRIx64, i, entry);
+		if (offset & (cluster - 1)) {
+			corrupt(j, "L1 entry %" PRIu64 " is not aligned: %#" PRIx64, i, entry);
+			continue;
+		}
+		if (count(j, offset, cluster, JUDGE_L2, l1_offset + i * 8))
+			walk_l2(j, offset);
+	}
+}
+
+static void walk_refcounts(struct judge *j, uint64_t rt_offset, uint64_t rt_clusters)
+{
+	uint64_t cluster = (uint64_t)1 << j->cluster_bits;
+
+	count(j, rt_offset, rt_clusters << j->cluster_bits, JUDGE_REFTABLE, 48);
+	for (uint64_t i = 0; i < (rt_clusters << j->cluster_bits) / 8; i++) {
+		uint64_t entry = be64_at(j->map, rt_offset + i * 8);
+
+		if (!entry)
+			continue;
+		if (entry & (cluster - 1))
+			corrupt(j, "refcount table entry %" PRIu64 " is bad: %#" PRIx64, i, entry);
+		else if (entry >> j->cluster_bits >= j->clusters)
+			corrupt(j, "refcount block %#" PRIx64 " lies past the file's end %#" PRIx64,
+				entry, j->map->size_bytes);
+		else
+			count(j, entry, cluster, JUDGE_REFBLOCK, rt_offset + i * 8);
+	}
+}
+
+static void compare(struct judge *j, uint64_t rt_offset)
+{
+	for (uint64_t c = 0; c < j->clusters; c++) {
+		uint64_t stored = refcount_at(j, rt_offset, c);
+
+		if (stored < j->refs.at[c])
+			corrupt(j, "cluster %#" PRIx64 " (%s): refcount %" PRIu64 ", references %u",
+				c << j->cluster_bits, judge_kind_names[j->kinds.at[c]], stored,
+				j->refs.at[c]);
+		else if (stored > j->refs.at[c])
+			j->leaks++;
+	}
+}
+
+static void copied(struct judge *j, uint64_t rt_offset, uint64_t at, const char *what)
+{
+	uint64_t entry = be64_at(j->map, at);
+	uint64_t offset = entry & OFFSET_MASK;
+	uint64_t stored;
+
+	if (!offset)
+		return;
+	stored = refcount_at(j, rt_offset, offset >> j->cluster_bits);
+	if ((stored == 1) != !!(entry & COPIED))
+		corrupt(j, "%s entry at %#" PRIx64 " is %#" PRIx64 " with refcount %" PRIu64, what,
+			at, entry, stored);
+}
+
+static void compare_copied(struct judge *j, uint64_t rt_offset, uint64_t l1_offset,
+			   uint64_t l1_size)
+{
+	for (uint64_t i = 0; i < l1_size; i++) {
+		uint64_t l2 = be64_at(j->map, l1_offset + i * 8) & OFFSET_MASK;
+
+		copied(j, rt_offset, l1_offset + i * 8, "L1");
+		if (!l2 || l2 >> j->cluster_bits >= j->clusters)
+			continue;
+		for (uint64_t k = 0; k < (uint64_t)1 << j->cluster_bits; k += 8)
+			copied(j, rt_offset, l2 + k, "L2");
+	}
+}
+
+static bool read_header(struct judge *j)
+{
+	const struct sim_map *m = j->map;
+	uint64_t incompatible;
+
+	j->version = be_at(m, 4, 4);
+	j->cluster_bits = be_at(m, 20, 4);
+	if (be_at(m, 0, 4) != 0x514649fb || j->version < 2 || j->version > 3 ||
+	    j->cluster_bits < 9 || j->cluster_bits > 21) {
+		corrupt(j, "the header is broken");
+		return false;
+	}
+	j->size_bytes = be64_at(m, 24);
+	j->refcount_order = j->version == 3 ? be_at(m, 96, 4) : 4;
+	incompatible = j->version == 3 ? be64_at(m, 72) : 0;
+	j->dirty = incompatible & 1;
+	if (j->refcount_order > 6 || incompatible & ~1ull || be_at(m, 60, 4) || be64_at(m, 8)) {
+		corrupt(j, "the header has features that no workload makes");
+		return false;
+	}
+	return true;
+}
+
+void judge_run(struct judge *j, const struct sim_map *map)
+{
+	uint64_t l1_offset, l1_size, rt_offset, rt_clusters;
+
+	j->corruptions = j->leaks = 0;
+	j->text[0] = 0;
+	j->refs.n = j->kinds.n = 0;
+	j->map = map;
+	if (!read_header(j))
+		return;
+	j->clusters = div_up(map->size_bytes, (uint64_t)1 << j->cluster_bits);
+	while (j->refs.n < j->clusters) {
+		vec_push(&j->refs, 0);
+		vec_push(&j->kinds, JUDGE_FREE);
+	}
+	l1_size = be_at(map, 36, 4);
+	l1_offset = be64_at(map, 40);
+	rt_offset = be64_at(map, 48);
+	rt_clusters = be_at(map, 56, 4);
+	count(j, 0, (uint64_t)1 << j->cluster_bits, JUDGE_HEADER, 0);
+	walk_l1(j, l1_offset, l1_size);
+	walk_refcounts(j, rt_offset, rt_clusters);
+	compare(j, rt_offset);
+	compare_copied(j, rt_offset, l1_offset, l1_size);
+}
+
+void judge_print_mapping(struct judge *j, uint64_t goff)
+{
+	unsigned l2_bits = j->cluster_bits - 3;
+	uint64_t l1_at = be64_at(j->map, 40) + (goff >> (j->cluster_bits + l2_bits)) * 8;
+	uint64_t l1 = be64_at(j->map, l1_at);
+	uint64_t rt = be64_at(j->map, 48);
+	uint64_t l2_at, l2;
+
+	printf("  guest %#" PRIx64 ": L1[%#" PRIx64 "] = %#" PRIx64, goff, l1_at, l1);
+	if (l1 & OFFSET_MASK) {
+		l2_at = (l1 & OFFSET_MASK) +
+			(goff >> j->cluster_bits & (((uint64_t)1 << l2_bits) - 1)) * 8;
+		l2 = be64_at(j->map, l2_at);
+		printf(", L2[%#" PRIx64 "] = %#" PRIx64, l2_at, l2);
+		if (l2 & OFFSET_MASK)
+			printf(", refcount %" PRIu64,
+			       refcount_at(j, rt, (l2 & OFFSET_MASK) >> j->cluster_bits));
+	}
+	printf(", file %#" PRIx64 " bytes\n", j->map->size_bytes);
+}
+
+void judge_free(struct judge *j)
+{
+	vec_free(&j->refs);
+	vec_free(&j->kinds);
+}

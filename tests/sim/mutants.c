@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * mutants.c: see mutants.h.
+ */
+#include "mutants.h"
+
+#include <string.h>
+
+#ifdef QCOW2_MUTANTS
+
+#include "qcow2/mutant.h"
+
+#define NAME(m) [MUTANT_##m] = #m
+
+static const char *const names[MUTANT_COUNT] = {
+	NAME(NONE),
+	NAME(L2_BEFORE_REFCOUNTS),
+	NAME(L1_BEFORE_L2),
+	NAME(RT_BEFORE_BLOCK),
+	NAME(REUSE_BEFORE_UNLINK),
+	NAME(ACK_BEFORE_LINK),
+	NAME(LIVE_PAGE),
+	NAME(LOWER_WITH_RAISE),
+	NAME(FLUSH_JOINS),
+	NAME(FUA_WITHOUT_MAP),
+	NAME(IGNORE_SYNC_ERROR),
+	NAME(NO_GRACE),
+};
+
+int mutant_count(void)
+{
+	return MUTANT_COUNT;
+}
+
+const char *mutant_name(int mutant)
+{
+	return names[mutant] ? names[mutant] : "(a mutant without a name)";
+}
+
+void mutant_set(int mutant)
+{
+	qcow2_mutant = mutant;
+}
+
+#else
+
+int mutant_count(void)
+{
+	return 1;
+}
+
+const char *mutant_name(int mutant)
+{
+	return "NONE";
+}
+
+void mutant_set(int mutant)
+{
+}
+
+#endif
+
+int mutant_find(const char *name)
+{
+	for (int m = 1; m < mutant_count(); m++) {
+		if (!strcmp(name, mutant_name(m)))
+			return m;
+	}
+	return 0;
+}

@@ -1,0 +1,560 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * run.c: see run.h.
+ */
+#include "run.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/math.h"
+#include "ring/co.h"
+
+void run_fail(struct run *r, const char *fmt, ...)
+{
+	va_list ap;
+
+	if (r->failed)
+		return;
+	r->failed = true;
+	va_start(ap, fmt);
+	vsnprintf(r->text, sizeof(r->text), fmt, ap);
+	va_end(ap);
+}
+
+/* ---- requests ---- */
+
+static void slot_complete(struct blk_request *req, int ret)
+{
+	struct slot *s = container_of(req, struct slot, req);
+	struct run *r = s->run;
+	uint64_t time = simdisk_mark(r->disk);
+	char text[400];
+
+	if (!s->busy) {
+		run_fail(r, "op %u completed twice", s->number);
+		return;
+	}
+	if (loop_self() != r->queue_loops[s->queue])
+		run_fail(r, "op %u completed on another loop than its queue's", s->number);
+	guest_done(&r->guest, s->number, ret, time);
+	if (!ret && req->op == BLK_READ && !r->failed &&
+	    !guest_check_read(&r->guest, s->number, s->mem, text, sizeof(text)))
+		run_fail(r, "%s", text);
+	if (ret)
+		r->errors++;
+	if (ret && req->op == BLK_FLUSH)
+		r->flush_errors++;
+	s->ret = ret;
+	s->busy = false;
+	r->inflight--;
+	if (r->on_complete)
+		r->on_complete(r, s);
+}
+
+/* On the queue's loop. */
+static void slot_start(struct loop_msg *msg)
+{
+	struct slot *s = container_of(msg, struct slot, msg);
+	struct run *r = s->run;
+	uint64_t sector = s->req.offset_bytes / SECTOR_BYTES;
+	uint64_t sectors = s->req.len_bytes / SECTOR_BYTES;
+
+	s->number = guest_submit(&r->guest, s->req.op, s->req.flags, sector, sectors,
+				 simdisk_mark(r->disk));
+	for (uint64_t i = 0; i < sectors; i++) {
+		if (s->req.op == BLK_WRITE)
+			guest_stamp(s->mem + i * SECTOR_BYTES, sector + i, s->number);
+		else if (s->req.op == BLK_READ)
+			memset(s->mem + i * SECTOR_BYTES, 0xaa, SECTOR_BYTES);
+	}
+	qcow2_submit(r->queues[s->queue], &s->req);
+}
+
+static void slot_submit(struct slot *s, enum blk_op op, unsigned flags, uint64_t sector,
+			uint64_t sectors)
+{
+	struct run *r = s->run;
+
+	assert(!s->busy);
+	s->busy = true;
+	r->inflight++;
+	s->req.op = op;
+	s->req.flags = flags;
+	s->req.offset_bytes = sector * SECTOR_BYTES;
+	s->req.len_bytes = sectors * SECTOR_BYTES;
+	s->req.buf.base = op == BLK_READ || op == BLK_WRITE ? s->mem : NULL;
+	s->msg.fn = slot_start;
+	loop_post(r->queue_loops[s->queue], &s->msg);
+}
+
+static enum blk_op choose_op(struct run *r)
+{
+	const struct run_config *c = &r->cfg;
+	const unsigned weights[] = {c->weight_write, c->weight_read, c->weight_flush,
+				    c->weight_discard, c->weight_zero};
+	static const enum blk_op ops[] = {BLK_WRITE, BLK_READ, BLK_FLUSH, BLK_DISCARD,
+					  BLK_WRITE_ZEROES};
+	uint64_t sum = 0, at;
+
+	for (unsigned i = 0; i < ARRAY_LEN(weights); i++)
+		sum += weights[i];
+	at = rng_below(&r->rng, sum);
+	for (unsigned i = 0;; i++) {
+		if (at < weights[i])
+			return ops[i];
+		at -= weights[i];
+	}
+}
+
+/* Where and how long: a hot corner, a stream, whole clusters, or anywhere. */
+static void choose_range(struct run *r, uint64_t *sector, uint64_t *sectors)
+{
+	uint64_t size = r->guest.sectors;
+	uint64_t cluster = r->cfg.create.cluster_bytes / SECTOR_BYTES;
+	uint64_t at;
+
+	*sectors = rng_range(&r->rng, 1, r->cfg.max_sectors);
+	if (rng_chance(&r->rng, r->cfg.hot_percent))
+		at = rng_below(&r->rng, max_of(size / 16, (uint64_t)1));
+	else if (rng_chance(&r->rng, 30))
+		at = r->stream_sector;
+	else
+		at = rng_below(&r->rng, size);
+	if (rng_chance(&r->rng, 40)) {
+		at -= at % cluster;
+		*sectors = align_up(*sectors, cluster);
+	}
+	if (at >= size)
+		at = 0;
+	*sector = at;
+	*sectors = min_of(*sectors, size - at);
+	r->stream_sector = at + *sectors;
+}
+
+static void submit_random(struct run *r, struct slot *s)
+{
+	enum blk_op op = choose_op(r);
+	uint64_t sector = 0, sectors = 0;
+	unsigned flags = 0;
+
+	if (op != BLK_FLUSH)
+		choose_range(r, &sector, &sectors);
+	if ((op == BLK_WRITE || op == BLK_WRITE_ZEROES) && rng_chance(&r->rng, r->cfg.fua_percent))
+		flags |= BLK_FUA;
+	if (op == BLK_WRITE_ZEROES && rng_chance(&r->rng, 40))
+		flags |= BLK_NOUNMAP;
+	slot_submit(s, op, flags, sector, sectors);
+}
+
+/* ---- the schedule ---- */
+
+static struct slot *free_slot(struct run *r)
+{
+	unsigned start = rng_below(&r->rng, r->nslots);
+
+	if (r->inflight == r->nslots)
+		return NULL;
+	for (unsigned i = 0; i < r->nslots; i++) {
+		struct slot *s = &r->slots[(start + i) % r->nslots];
+
+		if (!s->busy)
+			return s;
+	}
+	return NULL;
+}
+
+/* Some I/O takes as long as hundreds of others. */
+static bool held(const struct run *r, const struct sim_op *op)
+{
+	return rng_mix(op->number ^ r->cfg.seed << 20) % 8 == 0 &&
+	       r->disk->ops.n - op->number < RUN_HOLD_OPS;
+}
+
+/*
+ * io_order: 0 any, 1 mostly the newest, 2 mostly the oldest, 3 mostly those of another kind, 4 any
+ * but for some that are held for long
+ */
+static size_t pick_io(struct run *r)
+{
+	const struct simdisk *d = r->disk;
+	size_t i = rng_below(&r->rng, d->pending.n);
+
+	if (r->cfg.io_order == 4) {
+		for (size_t k = 0; k < d->pending.n; k++) {
+			if (!held(r, d->pending.at[(i + k) % d->pending.n]))
+				return (i + k) % d->pending.n;
+		}
+		return i;
+	}
+	if (r->cfg.io_order == 0 || rng_chance(&r->rng, 20))
+		return i;
+	if (r->cfg.io_order == 1)
+		return d->pending.n - 1;
+	if (r->cfg.io_order == 2)
+		return 0;
+	for (size_t k = 0; k < d->pending.n; k++) {
+		if (d->pending.at[(i + k) % d->pending.n]->op != r->cfg.starved)
+			return (i + k) % d->pending.n;
+	}
+	return i;
+}
+
+/* Whether there is I/O that may land now; if nothing else can happen (not @busy), any may. */
+static bool io_to_land(const struct run *r, bool busy)
+{
+	if (r->cfg.io_order != 4 || !busy)
+		return r->disk->pending.n;
+	for (size_t k = 0; k < r->disk->pending.n; k++) {
+		if (!held(r, r->disk->pending.at[k]))
+			return true;
+	}
+	return false;
+}
+
+static void advance(struct run *r, uint64_t ns)
+{
+	for (unsigned i = 0; i < r->nloops; i++)
+		loop_advance(r->loops[i], ns);
+}
+
+/* Nanoseconds to the nearest timer; UINT64_MAX: none is armed. */
+static uint64_t nearest_timer(const struct run *r)
+{
+	uint64_t nearest = UINT64_MAX;
+
+	for (unsigned i = 0; i < r->nloops; i++) {
+		uint64_t deadline = loop_next_deadline_ns(r->loops[i]);
+		uint64_t now = loop_now_ns(r->loops[i]);
+
+		if (deadline != UINT64_MAX)
+			nearest = min_of(nearest, deadline > now ? deadline - now : 0);
+	}
+	return nearest;
+}
+
+static struct loop *ready_loop(struct run *r)
+{
+	unsigned start = rng_below(&r->rng, r->nloops);
+
+	for (unsigned i = 0; i < r->nloops; i++) {
+		struct loop *loop = r->loops[(start + i) % r->nloops];
+
+		if (loop_ready(loop))
+			return loop;
+	}
+	return NULL;
+}
+
+/* Does one thing; false if there is nothing to do but to wait for a timer that is not armed. */
+static bool step(struct run *r)
+{
+	struct loop *loop = ready_loop(r);
+	struct slot *s = r->left ? free_slot(r) : NULL;
+	uint64_t timer = nearest_timer(r);
+	uint64_t turn = loop ? r->cfg.turn_weight : 0;
+	uint64_t io = io_to_land(r, turn || s) ? r->cfg.io_weight : 0;
+	uint64_t submit = s ? r->cfg.submit_weight : 0;
+	uint64_t time = timer != UINT64_MAX ? r->cfg.time_weight : 0;
+	uint64_t at;
+
+	r->steps++;
+	if (!turn && !io && !submit) {
+		if (timer == UINT64_MAX)
+			return false;
+		advance(r, timer);
+		return true;
+	}
+	at = rng_below(&r->rng, turn + io + submit + time);
+	if (at < turn) {
+		loop_turn(loop);
+	} else if (at < turn + io) {
+		simdisk_finish(r->disk, pick_io(r));
+	} else if (at < turn + io + submit) {
+		r->left--;
+		submit_random(r, s);
+	} else {
+		advance(r, rng_below(&r->rng, 2 * timer + 2));
+	}
+	return true;
+}
+
+static void report_hang(struct run *r, const char *what)
+{
+	for (unsigned i = 0; i < r->nslots; i++) {
+		struct slot *s = &r->slots[i];
+
+		if (s->busy)
+			printf("  in flight: op %u, kind %d, sectors %" PRIu64 "+%" PRIu64 "\n",
+			       s->number, s->req.op, s->req.offset_bytes / SECTOR_BYTES,
+			       s->req.len_bytes / SECTOR_BYTES);
+	}
+	for (size_t i = 0; i < r->disk->pending.n; i++)
+		printf("  pending: %s of sectors %" PRIu64 "+%" PRIu64 "\n",
+		       sim_op_name(r->disk->pending.at[i]), r->disk->pending.at[i]->sector,
+		       r->disk->pending.at[i]->sectors);
+	run_fail(r, "%s after %" PRIu64 " steps, %u request(s) in flight", what, r->steps,
+		 r->inflight);
+}
+
+/* Steps until @done(@arg), or nothing more can happen. */
+static void pump(struct run *r, bool (*done)(struct run *r, void *arg), void *arg)
+{
+	while (!r->failed && !done(r, arg)) {
+		if (!step(r))
+			report_hang(r, "stuck");
+		else if (r->steps > RUN_MAX_STEPS)
+			report_hang(r, "still busy");
+	}
+}
+
+static bool requests_done(struct run *r, void *arg)
+{
+	return !r->left && !r->inflight;
+}
+
+void run_requests(struct run *r, unsigned requests)
+{
+	r->left = requests;
+	pump(r, requests_done, NULL);
+}
+
+static bool none_failing(struct run *r, void *arg)
+{
+	return !r->disk->undone_failing;
+}
+
+void run_end_fault(struct run *r)
+{
+	r->disk->fault = (struct sim_fault){0};
+	pump(r, none_failing, NULL);
+}
+
+int run_one(struct run *r, enum blk_op op, unsigned flags, uint64_t sector, uint64_t sectors)
+{
+	struct slot *s = free_slot(r);
+
+	assert(s && !r->left);
+	slot_submit(s, op, flags, sector, sectors);
+	pump(r, requests_done, NULL);
+	return s->ret;
+}
+
+/* ---- a call in a coroutine or a message of a loop, waited for ---- */
+
+struct inside {
+	struct co_task task;
+	struct loop_msg msg;
+	struct run *run;
+	unsigned queue;
+	bool done;
+	int ret;
+	struct error err;
+};
+
+static bool inside_done(struct run *r, void *arg)
+{
+	return ((struct inside *)arg)->done;
+}
+
+static struct inside *inside_make(struct run *r)
+{
+	struct inside *in = arena_alloc(&r->disk->arena, sizeof(*in));
+
+	*in = (struct inside){.run = r};
+	return in;
+}
+
+static int inside_co(struct run *r, struct loop *loop, struct inside *in,
+		     void (*fn)(struct co_task *))
+{
+	in->task.fn = fn;
+	loop_spawn(loop, &in->task);
+	pump(r, inside_done, in);
+	return in->ret;
+}
+
+static int inside_msg(struct run *r, struct loop *loop, struct inside *in,
+		      void (*fn)(struct loop_msg *))
+{
+	in->msg.fn = fn;
+	loop_post(loop, &in->msg);
+	pump(r, inside_done, in);
+	return in->ret;
+}
+
+/* ---- open and close ---- */
+
+static void queue_create(struct loop_msg *msg)
+{
+	struct inside *in = container_of(msg, struct inside, msg);
+	struct run *r = in->run;
+
+	in->ret = qcow2_queue_create(&r->queues[in->queue], r->img, r->queue_loops[in->queue],
+				     &in->err);
+	in->done = true;
+}
+
+static void queue_destroy(struct loop_msg *msg)
+{
+	struct inside *in = container_of(msg, struct inside, msg);
+
+	qcow2_queue_destroy(in->run->queues[in->queue]);
+	in->run->queues[in->queue] = NULL;
+	in->done = true;
+}
+
+static void detach(struct co_task *task)
+{
+	struct inside *in = container_of(task, struct inside, task);
+
+	qcow2_detach_loop(in->run->img);
+	in->done = true;
+}
+
+static void close_image(struct co_task *task)
+{
+	struct inside *in = container_of(task, struct inside, task);
+
+	in->ret = qcow2_close(in->run->img, &in->err);
+	in->run->img = NULL;
+	in->done = true;
+}
+
+static int loops_make(struct run *r, struct error *err)
+{
+	struct loop_params params = {.name = "sim", .sq_entries = 8, .ringless = true};
+	int ret;
+
+	params.coroutines = r->cfg.queues * r->cfg.depth * 2 + QCOW2_EXTRA_COROUTINES;
+	params.stack_bytes = 64 << 10;
+	r->nloops = r->cfg.queues + r->cfg.meta_apart;
+	for (unsigned i = 0; i < r->nloops; i++) {
+		ret = loop_create(&r->loops[i], &params, err);
+		if (ret)
+			return ret;
+	}
+	for (unsigned q = 0; q < r->cfg.queues; q++)
+		r->queue_loops[q] = r->loops[q + r->cfg.meta_apart];
+	return 0;
+}
+
+int run_open(struct run *r, struct error *err)
+{
+	int ret;
+
+	ret = loops_make(r, err);
+	if (!ret)
+		ret = qcow2_open(&r->img, &r->file->storage, &r->cfg.open, err);
+	if (ret)
+		return ret;
+	if (qcow2_size_bytes(r->img) != r->guest.sectors * SECTOR_BYTES)
+		run_fail(r, "the size is %" PRIu64, qcow2_size_bytes(r->img));
+	ret = qcow2_set_metadata_loop(r->img, r->loops[0], err);
+	for (unsigned q = 0; q < r->cfg.queues && !ret; q++) {
+		struct inside *in = inside_make(r);
+
+		in->queue = q;
+		ret = inside_msg(r, r->queue_loops[q], in, queue_create);
+		if (ret)
+			error_set(err, ret, "%s", error_text(&in->err, ret));
+	}
+	for (unsigned i = 0; i < r->nslots; i++)
+		memset(r->slots[i].req.priv, 0, qcow2_request_bytes());
+	r->opened = simdisk_mark(r->disk);
+	return ret;
+}
+
+void run_close(struct run *r)
+{
+	struct error err = {0};
+
+	for (unsigned q = 0; q < r->cfg.queues && !r->failed; q++) {
+		struct inside *in = inside_make(r);
+
+		in->queue = q;
+		if (r->queues[q])
+			inside_msg(r, r->queue_loops[q], in, queue_destroy);
+	}
+	if (!r->failed)
+		inside_co(r, r->loops[0], inside_make(r), detach);
+	if (r->failed)
+		return;
+	if (r->cfg.close_inside) {
+		r->close_ret = inside_co(r, r->loops[0], inside_make(r), close_image);
+	} else {
+		r->close_ret = qcow2_close(r->img, &err);
+		r->img = NULL;
+	}
+}
+
+/* ---- create and destroy ---- */
+
+static void slots_make(struct run *r)
+{
+	size_t priv = align_up(max_of(qcow2_request_bytes(), (size_t)64), 64);
+	size_t cluster_sectors = r->cfg.create.cluster_bytes / SECTOR_BYTES;
+	size_t bytes = align_up(r->cfg.max_sectors, cluster_sectors) * SECTOR_BYTES;
+
+	r->nslots = r->cfg.queues * r->cfg.depth;
+	r->slots = sim_calloc(r->nslots, sizeof(*r->slots));
+	for (unsigned i = 0; i < r->nslots; i++) {
+		struct slot *s = &r->slots[i];
+
+		s->run = r;
+		s->queue = i % r->cfg.queues;
+		s->mem = sim_memalign(4096, align_up(bytes, 4096));
+		s->req.complete = slot_complete;
+		s->req.priv = sim_memalign(64, priv);
+		memset(s->req.priv, 0, priv);
+	}
+}
+
+int run_init(struct run *r, const struct run_config *cfg)
+{
+	struct error err = {0};
+	struct simfile *base;
+	int ret;
+
+	*r = (struct run){.cfg = *cfg};
+	r->rng = rng_make(cfg->seed, cfg->profile, 0x3a7);
+	r->base = simdisk_create(cfg->seed);
+	base = simdisk_file(r->base, "base", NULL);
+	ret = qcow2_create(&base->storage, &cfg->create, &err);
+	storage_close(&base->storage);
+	if (ret) {
+		run_fail(r, "create: %s", error_text(&err, ret));
+		return ret;
+	}
+	r->disk = simdisk_create(cfg->seed);
+	r->file = simdisk_file(r->disk, "image", &base->live);
+	r->file->storage.can_punch = cfg->can_punch;
+	r->file->no_zero = cfg->no_zero;
+	guest_init(&r->guest, cfg->create.size_bytes / SECTOR_BYTES);
+	slots_make(r);
+	return 0;
+}
+
+void run_free(struct run *r)
+{
+	/* a failed run has coroutines that will never go on: its engine and loops are left behind
+	 */
+	if (r->failed)
+		return;
+	assert(!r->inflight && !r->img);
+	for (unsigned i = 0; i < r->nloops; i++)
+		loop_destroy(r->loops[i]);
+	for (unsigned i = 0; i < r->nslots; i++) {
+		sim_free(r->slots[i].mem);
+		sim_free(r->slots[i].req.priv);
+	}
+	sim_free(r->slots);
+	if (!r->file->closed)
+		storage_close(&r->file->storage);
+	simdisk_destroy(r->disk);
+	simdisk_destroy(r->base);
+	guest_free(&r->guest);
+}

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * run.h: one run of the engine over the simulated disk: an image, its loops and queues, and a guest
+ * that keeps many requests in flight.
+ *
+ * Everything that happens follows from the seed: the image's shape, the requests, and the schedule,
+ * which picks one thing at a time: turn a loop that is ready, let a pending I/O land, submit a
+ * request, move the clock. When nothing is left to pick while requests are in flight, they hang,
+ * and that is a failure; so is a run that takes more steps than RUN_MAX_STEPS.
+ */
+#ifndef SIM_RUN_H
+#define SIM_RUN_H
+
+#include "guest.h"
+#include "qcow2.h"
+#include "simdisk.h"
+
+#define RUN_MAX_QUEUES 3
+#define RUN_MAX_STEPS  2000000
+#define RUN_HOLD_OPS   200 /* for how many other I/Os one may be held up */
+
+/* Which kind of run a seed gives. */
+enum run_profile {
+	RUN_TINY,  /* a few requests on an image of some KiB: explored exhaustively */
+	RUN_SMALL, /* 512-byte to 4 KiB clusters, small caches */
+	RUN_MIXED, /* any geometry */
+	RUN_CHURN, /* few clusters, allocated and freed all the time, with I/O that takes long */
+	RUN_GROW,  /* much allocation in 512-byte clusters: the refcount structures grow */
+	RUN_PROFILES,
+};
+
+extern const char *const run_profile_names[RUN_PROFILES];
+
+struct run_config {
+	enum run_profile profile;
+	uint64_t seed;
+	struct qcow2_create_options create;
+	struct qcow2_options open;
+	unsigned queues, depth, requests;
+	bool meta_apart;   /* the metadata loop serves no queue */
+	bool close_inside; /* close in a coroutine, so that its I/O is scheduled like any other */
+	bool can_punch, no_zero;
+	unsigned max_sectors; /* of a request */
+	unsigned hot_percent; /* of requests go to a small part of the disk */
+	unsigned weight_write, weight_read, weight_flush, weight_discard, weight_zero;
+	unsigned fua_percent;
+	unsigned turn_weight, io_weight, submit_weight, time_weight;
+	unsigned io_order; /* see pick_io() */
+	enum storage_op starved;
+};
+
+void run_config_make(struct run_config *cfg, enum run_profile profile, uint64_t seed);
+void run_config_print(const struct run_config *cfg);
+
+struct run;
+
+struct slot {
+	struct run *run;
+	unsigned queue;
+	struct blk_request req;
+	struct loop_msg msg;
+	uint32_t number;
+	bool busy;
+	int ret;
+	uint8_t *mem;
+};
+
+struct run {
+	struct run_config cfg;
+	struct rng rng;
+	struct simdisk *base, *disk; /* the image as created; the run's */
+	struct simfile *file;
+	struct guest guest;
+	struct loop *loops[RUN_MAX_QUEUES + 1]; /* 0: the metadata loop */
+	struct loop *queue_loops[RUN_MAX_QUEUES];
+	unsigned nloops;
+	struct qcow2_image *img;
+	struct qcow2_queue *queues[RUN_MAX_QUEUES];
+	struct slot *slots;
+	unsigned nslots, inflight, left;
+	uint64_t stream_sector; /* where sequential requests go on */
+	uint64_t steps;
+	uint64_t opened; /* time when the image was open */
+	unsigned errors; /* requests that failed */
+	unsigned flush_errors;
+	int close_ret;
+	bool failed;
+	char text[512];
+	/* Called after each completion; may change disk->fault. Or NULL. */
+	void (*on_complete)(struct run *r, struct slot *s);
+	void *arg;
+};
+
+/* Creates the image and the model. What is below is called in this order, on a run that has not
+ * failed. */
+int run_init(struct run *r, const struct run_config *cfg);
+/* Opens the image and starts its queues; -errno is the engine's. */
+int run_open(struct run *r, struct error *err);
+/* Submits @requests random requests and waits until all are done. */
+void run_requests(struct run *r, unsigned requests);
+/* Ends the disk's fault, and waits until no I/O is under way that it still makes fail. */
+void run_end_fault(struct run *r);
+/* One request, of the caller's choice, alone; its result. */
+int run_one(struct run *r, enum blk_op op, unsigned flags, uint64_t sector, uint64_t sectors);
+/* Queues, metadata loop, image; close_ret is qcow2_close()'s. */
+void run_close(struct run *r);
+/* From any point; an image that is still open is closed without looking. */
+void run_free(struct run *r);
+
+/* Marks the run as failed, with a message; the first one stays. */
+__attribute__((format(printf, 2, 3))) void run_fail(struct run *r, const char *fmt, ...);
+
+#endif

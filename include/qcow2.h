@@ -29,7 +29,12 @@ struct qcow2_options {
 	uint64_t cache_size_bytes; /* bound of the cached L2 slices and refcounts; 0: the default */
 	unsigned max_inflight;	   /* requests in flight over all queues; 0: 256 */
 	uint64_t writeback_delay_ms; /* dirty metadata is written back after this; 0: the default */
-	bool no_lock;		   /* simulation and fuzzing: the storage has no locks */
+	bool no_lock;		   /* QEMU's image locks are not taken: somebody else holds them */
+	/*
+	 * How long a writable open waits for I/O of a killed process that may still reach the file
+	 * (storage_claim()).
+	 */
+	unsigned claim_timeout_ms;
 
 	/*
 	 * The recovery log: memory that outlives the process, QCOW2_LOG_BYTES long or so, page aligned;

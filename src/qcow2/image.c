@@ -306,6 +306,8 @@ int qcow2_open(struct qcow2_image **out, struct storage *storage, const struct q
 	cluster_locks_init(&img->locks);
 
 	ret = lock_storage(img, opts, err);
+	if (!ret && !img->read_only)
+		ret = storage_claim(storage, opts->claim_timeout_ms, err);
 	if (!ret)
 		ret = read_header(img, err);
 	if (!ret)

@@ -469,6 +469,13 @@ static int file_lock(struct storage *st, unsigned perms, unsigned shared, struct
 	return image_lock_set(&f->lock, f->fd, st->name, perms, shared, err);
 }
 
+static int file_claim(struct storage *st, unsigned timeout_ms, struct error *err)
+{
+	struct file *f = to_file(st);
+
+	return st->read_only ? 0 : image_lock_claim(f->fd, timeout_ms, err);
+}
+
 /* ---- opening ---- */
 
 /*
@@ -495,6 +502,7 @@ static const struct storage_ops file_ops = {
 	.attach = file_attach,
 	.detach = file_detach,
 	.lock = file_lock,
+	.claim = file_claim,
 	.close = file_close,
 };
 

@@ -26,6 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -36,6 +37,10 @@ enum {
 	UNSHARED_BYTE = 200,
 	PERMS = 4,
 };
+
+/* Our own, far from QEMU's: a write lock of whoever may still write to the file. */
+#define CLAIM_BYTE    0x75626c6bL
+#define CLAIM_POLL_MS 10
 
 static const char *const perm_verbs[PERMS] = {
 	"read consistent data from it",
@@ -259,5 +264,26 @@ int image_lock_set(struct image_lock *lock, int fd, const char *name, unsigned p
 
 void image_lock_drop(struct image_lock *lock, int fd)
 {
+	/* A claim too, held or not. */
+	(void)!lock_byte(fd, F_UNLCK, CLAIM_BYTE);
 	lock_reduce(lock, fd, 0, 0);
+}
+
+int image_lock_claim(int fd, unsigned timeout_ms, struct error *err)
+{
+	const struct timespec pause = {.tv_nsec = CLAIM_POLL_MS * 1000000L};
+	int ret;
+
+	for (unsigned waited_ms = 0;; waited_ms += CLAIM_POLL_MS) {
+		ret = lock_byte(fd, F_WRLCK, CLAIM_BYTE);
+		if (ret != -EAGAIN && ret != -EACCES)
+			break;
+		if (waited_ms >= timeout_ms)
+			return error_set(err, -ETIMEDOUT,
+					 "another process still has I/O to the file under way after %u ms",
+					 timeout_ms);
+		nanosleep(&pause, NULL);
+	}
+	/* A file system without such locks: there is no telling. */
+	return ret == -EINVAL || ret == -ENOLCK || ret == -EOPNOTSUPP ? 0 : ret;
 }

@@ -22,6 +22,11 @@ struct image_lock {
  */
 int image_lock_set(struct image_lock *lock, int fd, const char *name, unsigned perms, unsigned shared,
 		   struct error *err) must_check;
+/*
+ * Waits, @timeout_ms at most, until no other open file description has claimed the file, and claims it
+ * for this one (open for writing), until its last reference is gone. -ETIMEDOUT.
+ */
+int image_lock_claim(int fd, unsigned timeout_ms, struct error *err) must_check;
 void image_lock_drop(struct image_lock *lock, int fd);
 
 #endif

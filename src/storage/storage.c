@@ -189,6 +189,11 @@ int storage_lock(struct storage *st, unsigned perms, unsigned shared, struct err
 	return st->ops->lock ? st->ops->lock(st, perms, shared, err) : 0;
 }
 
+int storage_claim(struct storage *st, unsigned timeout_ms, struct error *err)
+{
+	return st->ops->claim ? st->ops->claim(st, timeout_ms, err) : 0;
+}
+
 void storage_close(struct storage *st)
 {
 	if (st)

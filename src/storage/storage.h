@@ -85,6 +85,7 @@ struct storage_ops {
 	int (*attach)(struct storage *st, struct loop *loop, struct error *err);
 	void (*detach)(struct storage *st, struct loop *loop);
 	int (*lock)(struct storage *st, unsigned perms, unsigned shared, struct error *err);
+	int (*claim)(struct storage *st, unsigned timeout_ms, struct error *err);
 	void (*close)(struct storage *st);
 };
 
@@ -126,6 +127,11 @@ void storage_detach(struct storage *st, struct loop *loop);
  * call replaces what was held. close releases.
  */
 int storage_lock(struct storage *st, unsigned perms, unsigned shared, struct error *err) must_check;
+/*
+ * Waits until no other storage that was claimed can still write to the file, requests of a killed
+ * process included, and claims this one until its own last request is gone (rule 15). -ETIMEDOUT.
+ */
+int storage_claim(struct storage *st, unsigned timeout_ms, struct error *err) must_check;
 void storage_close(struct storage *st); /* accepts NULL */
 
 /* ---- file: a regular file or block device, by io_uring (src/storage/file.c) ---- */

@@ -167,29 +167,100 @@ static uint64_t used_entries(const struct table *t)
 	return n;
 }
 
-/* Adds the metadata clusters that a table points to; a cluster that serves twice is corruption. */
-static int add_metadata(struct qcow2_image *img, const struct table *t, const char *what, uint64_t mask,
-			struct error *err)
+/* Whether the cluster at @hoff can be a table: aligned, and in the file as a whole. */
+static bool table_place_valid(const struct qcow2_image *img, uint64_t hoff)
 {
-	for (uint64_t i = 0; i < t->entries; i++) {
-		uint64_t hoff = table_get(t, i) & mask;
+	return !(hoff & (img->cluster_bytes - 1)) && hoff < img->st->size_bytes &&
+	       img->cluster_bytes <= img->st->size_bytes - hoff;
+}
+
+/* Something that makes writing unsafe: such an image is served read-only. */
+__attribute__((format(printf, 3, 4))) static int refuse_writing(const struct qcow2_image *img,
+								struct error *err, const char *fmt, ...)
+{
+	char text[256];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	if (!img->read_only)
+		return error_set(err, -EINVAL,
+				 "%s: the image is corrupt: %s (it can be attached with --read-only)",
+				 img->st->name, text);
+	log_warn("%s: the image is corrupt: %s", img->st->name, text);
+	return 0;
+}
+
+/*
+ * Nothing can be allocated safely where a refcount block is not found. Who only reads does not use them,
+ * and rescues what a wrong entry here claims.
+ */
+static int add_refcount_blocks(struct qcow2_image *img, struct error *err)
+{
+	if (img->read_only)
+		return 0;
+	for (uint64_t i = 0; i < img->rt.entries; i++) {
+		uint64_t entry = table_get(&img->rt, i);
 		int ret;
 
-		if (!hoff || hoff & (img->cluster_bytes - 1))
-			continue; /* unaligned: an I/O error where it is used */
-		ret = metaset_add(&img->metaset, hoff >> img->cluster_bits);
-		if (ret == -ENOMEM)
-			return error_set(err, ret, "no memory for the map of metadata");
-		if (!ret)
+		if (!entry)
 			continue;
-		if (!img->read_only)
-			return error_set(err, -EINVAL,
-					 "the image is corrupt: %s %llu is at offset %#llx, where "
-					 "other metadata lies (it can be attached with --read-only)",
-					 what, (unsigned long long)i, (unsigned long long)hoff);
-		log_warn("%s: the image is corrupt: %s %llu is at offset %#llx, where other metadata "
-			 "lies",
-			 img->st->name, what, (unsigned long long)i, (unsigned long long)hoff);
+		if (!table_place_valid(img, entry))
+			return refuse_writing(img, err, "refcount table entry %llu (%#llx) is invalid",
+					      (unsigned long long)i, (unsigned long long)entry);
+		ret = metaset_add(&img->metaset, entry >> img->cluster_bits);
+		if (ret == -EEXIST)
+			ret = refuse_writing(img, err,
+					     "refcount block %llu is at offset %#llx, where other "
+					     "metadata lies",
+					     (unsigned long long)i, (unsigned long long)entry);
+		if (ret)
+			return error_set(err, ret, "no memory for the map of metadata");
+	}
+	return 0;
+}
+
+/* The L2 table of L1 entry @index at @hoff; *@broken if it cannot be used. */
+static int add_l2_table(struct qcow2_image *img, uint64_t index, uint64_t hoff, bool *broken,
+			struct error *err)
+{
+	int ret;
+
+	*broken = !table_place_valid(img, hoff);
+	if (*broken && is_aligned(hoff, img->cluster_bytes))
+		return refuse_writing(img, err,
+				      "the L2 table of L1 entry %llu at offset %#llx is outside the file",
+				      (unsigned long long)index, (unsigned long long)hoff);
+	if (*broken)
+		return 0;
+	ret = metaset_add(&img->metaset, hoff >> img->cluster_bits);
+	if (ret == -ENOMEM)
+		return error_set(err, ret, "no memory for the map of metadata");
+	*broken = ret == -EEXIST;
+	if (*broken)
+		return refuse_writing(img, err,
+				      "the L2 table of L1 entry %llu is at offset %#llx, where other "
+				      "metadata lies",
+				      (unsigned long long)index, (unsigned long long)hoff);
+	return 0;
+}
+
+/* What an entry maps that is no good, in whatever way, gives EIO; see L1_BROKEN. */
+static int add_l2_tables(struct qcow2_image *img, struct error *err)
+{
+	for (uint64_t i = 0; i < img->l1.entries; i++) {
+		uint64_t entry = table_get(&img->l1, i), hoff = entry & QCOW2_L1_OFFSET_MASK;
+		bool broken = entry & QCOW2_L1_RESERVED;
+		int ret = 0;
+
+		/* Reserved bits may be a feature that we do not know: no guess at where it points. */
+		if (hoff && !broken)
+			ret = add_l2_table(img, i, hoff, &broken, err);
+		if (ret)
+			return ret;
+		if (broken)
+			atomic_store(&img->l1.live[i], entry | L1_BROKEN);
 	}
 	return 0;
 }
@@ -209,10 +280,8 @@ static int find_metadata(struct qcow2_image *img, struct error *err)
 			  div_up(l1_bytes, img->cluster_bytes));
 	metaset_set_range(&img->metaset, METASET_RT, h->rt_offset >> img->cluster_bits,
 			  h->rt_clusters);
-	ret = add_metadata(img, &img->rt, "refcount block", QCOW2_RT_OFFSET_MASK, err);
-	if (!ret)
-		ret = add_metadata(img, &img->l1, "the L2 table of L1 entry", QCOW2_L1_OFFSET_MASK, err);
-	return ret;
+	ret = add_refcount_blocks(img, err);
+	return ret ? ret : add_l2_tables(img, err);
 }
 
 static int make_caches(struct qcow2_image *img, const struct qcow2_options *opts, struct error *err)

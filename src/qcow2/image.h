@@ -59,6 +59,9 @@ struct table {
 	uint64_t pending_count, write_count;
 };
 
+/* In an L1 entry in memory: cannot be used; a reserved bit, so that no good entry has it. */
+#define L1_BROKEN ((uint64_t)1 << 56)
+
 /* Memory that is always zero, for filling clusters; as long as ZEROS_BYTES. */
 #define ZEROS_BYTES ((uint64_t)256 << 10)
 

@@ -143,10 +143,9 @@ static int l2_table_offset(struct qcow2_image *img, uint64_t index, uint64_t *ho
 	*hoff = entry & QCOW2_L1_OFFSET_MASK;
 	if (!entry)
 		return 0;
-	if (entry & QCOW2_L1_RESERVED || !*hoff || *hoff & (img->cluster_bytes - 1) ||
-	    *hoff + img->cluster_bytes > align_up(img->st->size_bytes, img->cluster_bytes)) {
+	if (entry & L1_BROKEN || !*hoff) {
 		image_corrupt(img, "L1 entry %llu (%#llx) is invalid", (unsigned long long)index,
-			      (unsigned long long)entry);
+			      (unsigned long long)be64_get(img->l1.disk[index]));
 		return -EIO;
 	}
 	return 0;

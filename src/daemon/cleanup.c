@@ -19,10 +19,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "fuse/fuse.h"
 #include "ublk/ublk.h"
-
-/* Until it is there. */
-int fuse_orphan_remove(const char *run_dir, int id, struct error *err) __attribute__((weak));
 
 #define UBLK_DEVICES_MAX 4096
 
@@ -90,7 +88,7 @@ static int fuse_clean(const struct statedir *dir, const struct entry *e, struct 
 	struct error text = {0};
 	int ret;
 
-	if (e->id < 0 || !fuse_orphan_remove)
+	if (e->id < 0)
 		return 0;
 	ret = fuse_orphan_remove(dir->path, e->id, &text);
 	if (ret == -ENOENT)

@@ -41,9 +41,6 @@
 #include "daemon/inuse.h"
 #include "daemon/statedir.h"
 
-/* Until it is there. */
-extern const struct frontend_ops frontend_fuse __attribute__((weak));
-
 struct daemon {
 	struct daemon_config config;
 	struct statedir dir;
@@ -63,7 +60,7 @@ const struct frontend_ops *daemon_frontend_find(const char *name)
 	const struct frontend_ops *frontends[] = {&frontend_ublk, &frontend_fuse};
 
 	for (size_t i = 0; i < ARRAY_LEN(frontends); i++)
-		if (frontends[i] && strcmp(frontends[i]->name, name) == 0)
+		if (strcmp(frontends[i]->name, name) == 0)
 			return frontends[i];
 	return NULL;
 }
@@ -90,8 +87,6 @@ static int frontend_choose(struct daemon *d, struct daemon_report *report, struc
 		d->frontend_ops = &frontend_fuse;
 		memset(&why, 0, sizeof(why));
 	}
-	if (!d->frontend_ops)
-		return error_set(err, -EOPNOTSUPP, "this program was built without fuse");
 	ret = d->frontend_ops->probe(&why);
 	return ret ? error_set(err, ret, "%s does not work here: %s", d->frontend_ops->name,
 			       error_text(&why, ret))

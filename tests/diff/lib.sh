@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: MIT
+# lib.sh: what the differential tests share; sourced by each of them.
+#
+# A case makes two equal images, runs one random script through our engine (qcow2-io) on the one and
+# through qemu-io on the other, and compares in every way there is: our dump with qemu's, qemu reading our
+# image, us reading qemu's, qemu-img check on both. Then the images change hands: qemu-io goes on with
+# ours and we with qemu's, and all is compared again.
+#
+# SEED=n replays a run; the seed is printed. KEEP=1 keeps the folder of a failed case.
+
+set -u
+BUILD=${BUILD:-$(cd "${0%/*}/../.." && pwd)/build}
+QCOW2_IO=$BUILD/tests/tools/qcow2-io
+MAKE_SCRIPT=$BUILD/tests/diff/make-script
+PROGRAM=$BUILD/ublk-qcow2
+: "${SEED:=$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}"
+STEP_TIMEOUT=${STEP_TIMEOUT:-60}
+
+# sanitizers: a finding must not look like a failed command
+export ASAN_OPTIONS=${ASAN_OPTIONS:-exitcode=99} UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
+
+# In memory where there is room, since nothing here is about a disk's syncs; DIFF_ON_DISK for O_DIRECT.
+diff_root=${TMPDIR:-/tmp}
+diff_free_kib=$(df --output=avail /dev/shm 2>/dev/null | tail -n 1)
+[ -z "${DIFF_ON_DISK:-}" ] && [ "${diff_free_kib:-0}" -gt 1048576 ] && diff_root=/dev/shm
+diff_dir=$(mktemp -d "$diff_root/qcow2-diff.XXXXXX") || exit 1
+diff_cases=0
+diff_label=
+trap 'diff_end' EXIT
+trap 'exit 1' INT TERM
+
+diff_end() {
+	local status=$?
+	if [ $status -ne 0 ] && [ "${KEEP:-0}" = 1 ]; then
+		echo "kept: $diff_dir"
+	else
+		rm -rf "$diff_dir"
+	fi
+	exit $status
+}
+
+diff_fail() {
+	echo "FAILED: case: $diff_label"
+	echo "  $*"
+	for f in "$diff_dir"/out.*; do
+		[ -s "$f" ] && { echo "--- ${f##*/}"; head -n 20 "$f"; }
+	done
+	echo "replay: SEED=$SEED KEEP=1 $0 $DIFF_ARGS"
+	exit 1
+}
+
+# Position-dependent data for write -s, so that data that lands in the wrong place is noticed.
+diff_patterns() {
+	local i
+	mkdir -p "$diff_dir/p"
+	for i in 0 1 2 3 4 5 6 7; do
+		seq -f "%08.0f pattern $i of the differential tests, line" $((i * 100000)) \
+			$((i * 100000 + 20000)) | head -c 1048576 >"$diff_dir/p/p$i"
+	done
+}
+
+# run_ours IMAGE SCRIPT SHADOW [qcow2-io option...]
+run_ours() {
+	local image=$1 script=$2 shadow=$3 status
+	shift 3
+	timeout "$STEP_TIMEOUT" "$QCOW2_IO" --shadow "$shadow" "$@" "$image" <"$script" \
+		>"$diff_dir/out.ours" 2>&1
+	status=$?
+	[ $status -eq 0 ] && [ ! -s "$diff_dir/out.ours" ] ||
+		diff_fail "qcow2-io $* on ${image##*/} with ${script##*/}: exit status $status"
+}
+
+run_qemu() {
+	local image=$1 script=$2
+	timeout "$STEP_TIMEOUT" qemu-io -t unsafe -f qcow2 "$image" <"$script" >"$diff_dir/out.qemu" 2>&1 ||
+		diff_fail "qemu-io on ${image##*/}: exit status $?"
+	# It prints nothing but prompts when all commands succeed.
+	sed -i -e 's/qemu-io> //g' -e '/^$/d' "$diff_dir/out.qemu"
+	[ ! -s "$diff_dir/out.qemu" ] || diff_fail "qemu-io on ${image##*/} with ${script##*/}"
+}
+
+check_image() {
+	qemu-img check -q -f qcow2 "$1" >"$diff_dir/out.check" 2>&1 ||
+		diff_fail "qemu-img check ${1##*/}: exit status $? ($2)"
+}
+
+# With NO_DUMP set, which large disks need, reading is left to the reads in the scripts.
+compare_all() {
+	local a=$diff_dir/ours.qcow2 b=$diff_dir/twin.qcow2
+	rm -f "$diff_dir"/*.raw
+	check_image "$a" "$1"
+	check_image "$b" "$1"
+	qemu-img compare -f qcow2 -F qcow2 -q "$a" "$b" >"$diff_dir/out.compare" 2>&1 ||
+		diff_fail "qemu-img compare of our image and qemu's ($1)"
+	qemu-img convert -f qcow2 -O raw "$b" "$diff_dir/twin.raw" || diff_fail "qemu-img convert"
+	[ -z "${NO_DUMP:-}" ] || return 0
+	timeout "$STEP_TIMEOUT" "$QCOW2_IO" -r -c "dump $diff_dir/ours.raw" "$a" >"$diff_dir/out.dump" 2>&1 ||
+		diff_fail "dump of our image"
+	cmp "$diff_dir/ours.raw" "$diff_dir/twin.raw" >"$diff_dir/out.cmp" 2>&1 ||
+		diff_fail "our image read by us differs from qemu's read by qemu ($1)"
+	timeout "$STEP_TIMEOUT" "$QCOW2_IO" -r -c "dump $diff_dir/ours.raw" "$b" >"$diff_dir/out.dump" 2>&1 ||
+		diff_fail "dump of qemu's image"
+	cmp "$diff_dir/ours.raw" "$diff_dir/twin.raw" >"$diff_dir/out.cmp" 2>&1 ||
+		diff_fail "qemu's image read by us differs from what qemu reads ($1)"
+}
+
+# diff_case QEMU-IMG-OPTIONS SIZE CLUSTER OPS MAXLEN [qcow2-io option...]
+# With OWN_CREATE set our image is made by our own create.
+diff_case() {
+	local options=$1 size=$2 cluster=$3 ops=$4 max_len=$5 seed
+	shift 5
+	diff_cases=$((diff_cases + 1))
+	diff_label="seed $SEED, case $diff_cases: $options, $size bytes, $ops operations, qcow2-io $*"
+	[ -d "$diff_dir/p" ] || diff_patterns
+	rm -f "$diff_dir"/*.qcow2 "$diff_dir"/out.*
+	qemu-img create -q -f qcow2 -o "$options" "$diff_dir/twin.qcow2" "$size" ||
+		diff_fail "qemu-img create"
+	if [ -n "${OWN_CREATE:-}" ]; then
+		"$PROGRAM" create -o "$options" "$diff_dir/ours.qcow2" "$size" 2>"$diff_dir/out.create"  >&2 ||
+			diff_fail "create"
+		check_image "$diff_dir/ours.qcow2" created
+	else
+		cp --sparse=always "$diff_dir/twin.qcow2" "$diff_dir/ours.qcow2"
+	fi
+	size=$(( (size + 511) / 512 * 512 ))
+
+	seed=$((SEED * 1000 + diff_cases * 2))
+	"$MAKE_SCRIPT" -p "$diff_dir/p" -m "$max_len" -A $seed "$size" "$cluster" "$ops" >"$diff_dir/a.ours"
+	"$MAKE_SCRIPT" -p "$diff_dir/p" -m "$max_len" $seed "$size" "$cluster" "$ops" >"$diff_dir/a.qemu"
+	run_ours "$diff_dir/ours.qcow2" "$diff_dir/a.ours" zero "$@"
+	run_qemu "$diff_dir/twin.qcow2" "$diff_dir/a.qemu"
+	compare_all "first round"
+
+	seed=$((seed + 1))
+	ops=$((ops / 2))
+	"$MAKE_SCRIPT" -p "$diff_dir/p" -m "$max_len" -A $seed "$size" "$cluster" "$ops" >"$diff_dir/b.ours"
+	"$MAKE_SCRIPT" -p "$diff_dir/p" -m "$max_len" $seed "$size" "$cluster" "$ops" >"$diff_dir/b.qemu"
+	run_ours "$diff_dir/twin.qcow2" "$diff_dir/b.ours" "$diff_dir/twin.raw" "$@"
+	run_qemu "$diff_dir/ours.qcow2" "$diff_dir/b.qemu"
+	compare_all "images exchanged"
+}
+
+# The disk size that makes an image of that cluster size interesting: several L2 tables and refcount
+# blocks where that is affordable, never a multiple of the cluster.
+diff_size() {
+	local cluster=$1
+	case $cluster in
+	512) echo $((4 * 1048576 + 5 * 512)) ;; # the refcount table grows, with wide refcounts
+	1024 | 2048) echo $((10 * 1048576 + 512)) ;;
+	4096) echo $((12 * 1048576 + 3 * 512)) ;;
+	*) echo $((24 * 1048576 + cluster / 2 + 512)) ;;
+	esac
+}
+
+diff_max_len() {
+	if [ "$1" -le 2048 ]; then echo 196608
+	elif [ "$1" -le 65536 ]; then echo 524288
+	else echo $((3 * $1)); fi
+}
+
+DIFF_ARGS=$*
+echo "SEED=$SEED"

@@ -81,13 +81,17 @@ $(EXAMPLES): $(BUILD)/%: %.c include/ublkdev.h $(UBLKDEV)
 	@mkdir -p $(@D)
 	$(CC) -Iinclude $(CFLAGS) $(LDFLAGS) -o $@ $< $(UBLKDEV) $(shell pkg-config --libs liburing) -pthread
 
+include tests/fuzz/fuzz.mk
+
 # ---- tests ----
 # TEST_BINS: every program the tests need. tests/unit/test_*.c is one cmocka program each,
-# tests/tools/*.c a helper of the end-to-end tests each.
+# tests/tools/*.c a helper of the end-to-end tests each; the programs in LINKED_BINS have more sources,
+# or need the library.
 UNIT_SRCS := $(wildcard tests/unit/test_*.c)
 UNIT_BINS := $(patsubst %.c,$(BUILD)/%,$(UNIT_SRCS))
-TOOL_BINS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/tools/*.c))
-TEST_BINS := $(UNIT_BINS) $(TOOL_BINS)
+TOOL_BINS := $(patsubst %.c,$(BUILD)/%,$(filter-out tests/tools/qcow2-io.c,$(wildcard tests/tools/*.c)))
+LINKED_BINS := $(addprefix $(BUILD)/tests/,tools/qcow2-io diff/make-script badimages/make-bad)
+TEST_BINS := $(UNIT_BINS) $(TOOL_BINS) $(LINKED_BINS) $(REPLAY_BINS)
 
 $(UNIT_BINS): $(BUILD)/%: $(BUILD)/%.o $(LIB)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
@@ -125,6 +129,13 @@ TEST_BINS += $(SIM_BINS)
 sim: ## explore crash states for SECONDS=n (default 60), from SEED=n on
 sim: $(SIM_BINS)
 	BUILD=$(BUILD) $(BUILD)/tests/sim/sim explore --seconds $(or $(SECONDS),60) --seed $(or $(SEED),$$(date +%s))
+
+objs = $(patsubst %.c,$(BUILD)/%.o,$(wildcard $(1)))
+$(BUILD)/tests/tools/qcow2-io: $(call objs,tests/tools/qcow2-io.c tests/tools/io/*.c) $(LIB)
+$(BUILD)/tests/diff/make-script: $(call objs,tests/diff/*.c)
+$(BUILD)/tests/badimages/make-bad: $(call objs,tests/badimages/*.c)
+$(LINKED_BINS):
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 # T: a test (T=qcow2/040) or a group (T=qcow2); several are separated by spaces
 T ?=

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * engine_run.h: the engine on one ringless loop over a memdisk, for the fuzzers: requests are started,
+ * loop and disk are turned until all have completed. Nothing here waits for a clock.
+ */
+#ifndef TESTS_ENGINE_RUN_H
+#define TESTS_ENGINE_RUN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/blk.h"
+#include "base/error.h"
+
+struct engine;
+
+#define ENGINE_DEPTH	  8
+#define ENGINE_LEN_MAX	  ((uint64_t)128 << 10) /* of a read or write */
+
+/* Opens; NULL if the image is refused (checked: with a message). */
+struct engine *engine_open(const uint8_t *data, size_t size, bool read_only, uint64_t seed);
+uint64_t engine_size_bytes(const struct engine *e);
+uint32_t engine_cluster_bytes(const struct engine *e);
+/* Starts a request, when fewer than ENGINE_DEPTH are in flight; the range is cut to the disk's end. */
+void engine_start(struct engine *e, enum blk_op op, uint32_t flags, uint64_t offset, uint64_t len,
+		  uint8_t fill);
+/* Waits for all. */
+void engine_drain(struct engine *e);
+void engine_close(struct engine *e);
+
+#endif

@@ -75,17 +75,16 @@ static void set_ones(struct check *c, const void *block, uint64_t index)
 	const be16_t *narrow = block;
 	be16_t one = be16_make(1);
 
-	if (order == 4 && first % 64 == 0) {
-		for (uint64_t i = 0; i < n; i += 64) {
-			uint64_t word = 0;
+	uint64_t i = 0;
 
-			for (uint64_t j = 0; j < min_of(n - i, (uint64_t)64); j++)
-				word |= (uint64_t)(narrow[i + j].raw == one.raw) << j;
-			c->ones[(first + i) / 64] = word;
-		}
-		return;
+	for (; order == 4 && first % 64 == 0 && i + 64 <= n; i += 64) {
+		uint64_t word = 0;
+
+		for (unsigned j = 0; j < 64; j++)
+			word |= (uint64_t)(narrow[i + j].raw == one.raw) << j;
+		c->ones[(first + i) / 64] = word;
 	}
-	for (uint64_t i = 0; i < n; i++)
+	for (; i < n; i++)
 		if (qcow2_refcount_get(block, (uint32_t)i, order) == 1)
 			c->ones[(first + i) / 64] |= (uint64_t)1 << ((first + i) % 64);
 }
@@ -182,31 +181,42 @@ static void mismatch(struct compare *p, uint64_t hcluster, uint64_t refcount, ui
 		      refcount < count ? "referenced" : "leaked", hcluster, refcount, count);
 }
 
+/* The first of @n that differ; @n if none does. 16 bits in the file, 8 in memory: the common case.
+ */
+static uint64_t same_until(const be16_t *refcounts, const uint8_t *counts, uint64_t i, uint64_t n)
+{
+	while (i < n && be16_get(refcounts[i]) == counts[i])
+		i++;
+	return i;
+}
+
 static void compare_block(struct compare *p, void *block, uint64_t index)
 {
 	struct check *c = p->c;
+	unsigned order = c->h->refcount_order;
 	uint64_t first = index << c->h->rb_bits;
 	uint64_t n = clusters_in(c, index, c->hclusters);
-	bool fast = c->h->refcount_order == 4 && c->counts.width_bytes == 1;
+	bool common = order == 4 && c->counts.width_bytes == 1;
 	const uint8_t *counts = (const uint8_t *)c->counts.v + first;
-	uint64_t end = 0;
+	uint64_t end = n;
 
-	for (uint64_t i = 0; i < n; i++) {
+	while (end && !counts_get(&c->counts, first + end - 1) &&
+	       !qcow2_refcount_get(block, (uint32_t)end - 1, order))
+		end--;
+	if (end)
+		p->end = first + end;
+	for (uint64_t i = 0; i < end; i++) {
 		uint64_t refcount, count;
 
-		if (fast) {
-			refcount = be16_get(((const be16_t *)block)[i]);
-			count = counts[i];
-		} else {
-			refcount = qcow2_refcount_get(block, (uint32_t)i, c->h->refcount_order);
-			count = counts_get(&c->counts, first + i);
-		}
-		if (refcount | count)
-			end = first + i + 1;
+		if (common)
+			i = same_until(block, counts, i, end);
+		if (i == end)
+			break;
+		refcount = qcow2_refcount_get(block, (uint32_t)i, order);
+		count = counts_get(&c->counts, first + i);
 		if (refcount != count)
 			mismatch(p, first + i, refcount, count, block);
 	}
-	p->end = max_of(p->end, end);
 }
 
 /* Clusters of blocks that do not exist, or cannot be followed. */

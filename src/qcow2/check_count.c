@@ -106,7 +106,7 @@ static int count_slow(struct check *c, uint64_t hcluster)
 }
 
 /* One reference to each cluster that [offset, offset + len) touches. */
-static int count_range(struct check *c, uint64_t offset, uint64_t len, const char *what)
+int check_count_range(struct check *c, uint64_t offset, uint64_t len, const char *what)
 {
 	unsigned bits = c->h->cluster_bits;
 	uint64_t end;
@@ -149,7 +149,7 @@ static uint64_t slow_bits(const struct check *c)
 	       (QCOW2_L2_OFFSET_MASK & (c->h->cluster_bytes - 1));
 }
 
-static bool has_data_file(const struct check *c)
+bool check_has_data_file(const struct check *c)
 {
 	return c->h->incompatible & QCOW2_INCOMPAT_DATA_FILE;
 }
@@ -174,7 +174,7 @@ static int check_compressed(struct walk *w, uint64_t entry, uint64_t bitmap)
 	if (entry & QCOW2_COPIED)
 		check_finding(c, QCOW2_FINDING_CORRUPTION,
 			      "compressed cluster at 0x%" PRIx64 " has the COPIED flag", hoff);
-	if (has_data_file(c)) {
+	if (check_has_data_file(c)) {
 		check_finding(c, QCOW2_FINDING_CORRUPTION,
 			      "compressed cluster at 0x%" PRIx64 " in an image with a data file",
 			      hoff);
@@ -185,8 +185,8 @@ static int check_compressed(struct walk *w, uint64_t entry, uint64_t bitmap)
 			      "compressed cluster at 0x%" PRIx64 " has subclusters", hoff);
 		return 0;
 	}
-	ret = count_range(c, hoff, qcow2_compressed_bytes(entry, c->h->cluster_bits),
-			  "compressed cluster");
+	ret = check_count_range(c, hoff, qcow2_compressed_bytes(entry, c->h->cluster_bits),
+				"compressed cluster");
 	if (ret || !w->active)
 		return ret;
 	c->res->allocated_clusters++;
@@ -248,7 +248,9 @@ static int check_allocated(struct walk *w, be64_t *slot, uint64_t entry, uint64_
 		}
 	}
 	count_fragment(w, hoff);
-	return has_data_file(c) ? 0 : count_range(c, hoff, c->h->cluster_bytes, "data cluster");
+	return check_has_data_file(c)
+		       ? 0
+		       : check_count_range(c, hoff, c->h->cluster_bytes, "data cluster");
 }
 
 static int count_entry(struct walk *w, be64_t *slot, uint64_t entry, uint64_t bitmap, uint32_t byte)
@@ -261,8 +263,8 @@ static int count_entry(struct walk *w, be64_t *slot, uint64_t entry, uint64_t bi
 	if (entry & QCOW2_L2_RESERVED)
 		check_finding(c, QCOW2_FINDING_CORRUPTION,
 			      "L2 entry 0x%" PRIx64 " has reserved bits set", entry);
-	if ((entry & QCOW2_L2_OFFSET_MASK) ||
-	    (has_data_file(c) && (entry & QCOW2_COPIED) && (extended || !(entry & QCOW2_ZERO))))
+	if ((entry & QCOW2_L2_OFFSET_MASK) || (check_has_data_file(c) && (entry & QCOW2_COPIED) &&
+					       (extended || !(entry & QCOW2_ZERO))))
 		return check_allocated(w, slot, entry, bitmap, byte);
 	if (bitmap & QCOW2_SUBCLUSTERS_ALLOC_MASK)
 		check_finding(c, QCOW2_FINDING_CORRUPTION,
@@ -298,9 +300,9 @@ static void copied_entry(struct walk *w, be64_t *slot, uint32_t byte)
 
 	if (entry & QCOW2_COMPRESSED)
 		return;
-	if (!hoff && (zero || !has_data_file(c) || !(entry & QCOW2_COPIED)))
+	if (!hoff && (zero || !check_has_data_file(c) || !(entry & QCOW2_COPIED)))
 		return;
-	if (!has_data_file(c))
+	if (!check_has_data_file(c))
 		one = check_refcount_is_one(c, qcow2_host_to_hcluster(hoff, c->h->cluster_bits));
 	if (one >= 0 && one != !!(entry & QCOW2_COPIED))
 		copied_mismatch(w, slot, entry, one, byte);
@@ -319,23 +321,49 @@ static int check_entry(struct walk *w, be64_t *slot, uint32_t byte)
 	return ret;
 }
 
-/* True if the short way did all that is to do for this entry of 8 bytes. */
-static inline bool check_entry_fast(struct walk *w, uint64_t entry, uint64_t slow)
+/*
+ * The short way: takes entries of 8 bytes from @i on for as long as nothing is special about them,
+ * and returns the first that it has not dealt with. Everything it needs is in locals: counts are
+ * bytes, and a store to a byte may be a store to anything.
+ */
+static uint32_t check_plain(struct walk *w, const be64_t *table, uint32_t i, uint32_t n)
 {
 	struct check *c = w->c;
-	uint64_t hcluster = (entry & QCOW2_L2_OFFSET_MASK) >> c->h->cluster_bits;
-	uint8_t *count = (uint8_t *)c->counts.v + hcluster;
+	uint8_t *counts = c->counts.v;
+	const uint64_t *ones = c->ones;
+	uint64_t limit = min_of(c->counts.max, (uint64_t)UINT8_MAX);
+	uint64_t slow = slow_bits(c), file_bytes = c->file_bytes,
+		 cluster_bytes = c->h->cluster_bytes;
+	uint64_t next = w->next_contiguous, allocated = 0, fragmented = 0;
+	unsigned bits = c->h->cluster_bits;
+	bool count = w->count, copied = w->copied;
 
-	if ((entry & slow) || !hcluster || (entry & QCOW2_L2_OFFSET_MASK) >= c->file_bytes ||
-	    c->counts.width_bytes != 1 || *count >= min_of(c->counts.max, (uint64_t)UINT8_MAX))
-		return false;
-	if (w->copied && (c->ones[hcluster / 64] >> (hcluster % 64) & 1) != entry >> 63)
-		return false;
-	if (w->count) {
-		++*count;
-		count_fragment(w, entry & QCOW2_L2_OFFSET_MASK);
+	if (c->counts.width_bytes != 1)
+		return i;
+	for (; i < n; i++) {
+		uint64_t entry = be64_get(table[i]);
+		uint64_t hoff = entry & QCOW2_L2_OFFSET_MASK;
+		uint64_t hcluster = hoff >> bits;
+
+		if (!entry)
+			continue;
+		if ((entry & slow) || !hoff || hoff >= file_bytes || counts[hcluster] >= limit)
+			break;
+		if (copied && (ones[hcluster / 64] >> (hcluster % 64) & 1) != entry >> 63)
+			break;
+		if (!count)
+			continue;
+		counts[hcluster]++;
+		allocated++;
+		fragmented += next && hoff != next;
+		next = hoff + cluster_bytes;
 	}
-	return true;
+	w->next_contiguous = next;
+	if (w->active) {
+		c->res->allocated_clusters += allocated;
+		c->res->fragmented_clusters += fragmented;
+	}
+	return i;
 }
 
 static int check_l2(struct walk *w, be64_t *table)
@@ -343,21 +371,20 @@ static int check_l2(struct walk *w, be64_t *table)
 	struct check *c = w->c;
 	uint32_t n = c->h->cluster_bytes / sizeof(be64_t);
 	uint32_t step = qcow2_header_extended_l2(c->h) ? 2 : 1;
-	bool fast = step == 1 && !has_data_file(c) && !c->bad_blocks;
-	uint64_t slow = slow_bits(c);
+	bool plain = step == 1 && !check_has_data_file(c) && !c->bad_blocks;
+	uint32_t i = 0;
 	int ret = 0;
 
 	w->next_contiguous = 0;
 	w->changed = false;
 	w->copied_fixed = 0;
-	for (uint32_t i = 0; !ret && i < n; i += step) {
-		uint64_t entry = be64_get(table[i]);
-
-		if (step == 1 && !entry)
-			continue;
-		if (fast && check_entry_fast(w, entry, slow))
-			continue;
+	while (!ret) {
+		if (plain)
+			i = check_plain(w, table, i, n);
+		if (i >= n)
+			break;
 		ret = check_entry(w, &table[i], i * (uint32_t)sizeof(be64_t));
+		i += step;
 	}
 	return ret;
 }
@@ -392,7 +419,7 @@ static int count_l1_entry(struct walk *w, uint64_t entry)
 	if (!is_aligned(hoff, c->h->cluster_bytes))
 		check_finding(c, QCOW2_FINDING_CORRUPTION,
 			      "L2 table at 0x%" PRIx64 " is not aligned to a cluster", hoff);
-	return count_range(c, hoff, c->h->cluster_bytes, "L2 table");
+	return check_count_range(c, hoff, c->h->cluster_bytes, "L2 table");
 }
 
 /* False if the flags of the table's entries cannot be judged either. */
@@ -490,7 +517,7 @@ static int walk_l1_at(struct walk *w, uint64_t offset, uint64_t entries)
 	if (!entries)
 		return 0;
 	if (w->count) {
-		ret = count_range(c, offset, len, "L1 table");
+		ret = check_count_range(c, offset, len, "L1 table");
 		if (ret)
 			return ret;
 	}
@@ -509,257 +536,18 @@ static int walk_l1_at(struct walk *w, uint64_t offset, uint64_t entries)
 	return ret;
 }
 
+int check_count_l1(struct check *c, uint64_t offset, uint64_t entries)
+{
+	struct walk w = {.c = c, .count = true};
+
+	return walk_l1_at(&w, offset, entries);
+}
+
 int check_copied(struct check *c, bool repair)
 {
 	struct walk w = {.c = c, .copied = true, .repair = repair, .active = true};
 
 	return walk_l1_at(&w, c->h->l1_offset, c->h->l1_entries);
-}
-
-/* ---- snapshots ---- */
-
-/* Reads the table front to back through a buffer, since its entries have no fixed length. */
-struct table_reader {
-	struct check *c;
-	uint64_t base; /* of buf, in the file */
-	uint8_t buf[64 * 1024];
-	bool filled;
-};
-
-static int reader_get(struct table_reader *r, uint64_t offset, void *out, size_t len)
-{
-	int ret;
-
-	if (!r->filled || offset < r->base || offset + len > r->base + sizeof(r->buf)) {
-		r->base = align_down(offset, 512);
-		ret = check_read(r->c, r->base, r->buf, sizeof(r->buf));
-		if (ret)
-			return check_read_error(r->c, ret, "snapshot table", offset);
-		r->filled = true;
-	}
-	memcpy(out, r->buf + (offset - r->base), len);
-	return 0;
-}
-
-static int read_snapshot_entries(struct check *c, struct table_reader *r)
-{
-	uint64_t at = c->h->snapshots_offset;
-	struct qcow2_disk_snapshot d;
-
-	for (uint32_t i = 0; i < c->h->nb_snapshots; i++) {
-		struct snapshot_ref *s = &c->snapshots[i];
-		int ret;
-
-		at = align_up(at, 8);
-		ret = reader_get(r, at, &d, sizeof(d));
-		if (ret)
-			return ret;
-		s->l1_offset = be64_get(d.l1_table_offset);
-		s->l1_entries = be32_get(d.l1_size);
-		s->extra_len = be32_get(d.extra_len);
-		if (s->extra_len > QCOW2_MAX_SNAPSHOT_EXTRA_BYTES)
-			return error_set(c->err, -EFBIG,
-					 "%s: snapshot %u has %u bytes of extra data, more than %u",
-					 c->st->name, i, s->extra_len,
-					 QCOW2_MAX_SNAPSHOT_EXTRA_BYTES);
-		at += sizeof(d) + s->extra_len + be16_get(d.id_len) + be16_get(d.name_len);
-		if (at - c->h->snapshots_offset > QCOW2_MAX_SNAPSHOT_TABLE_BYTES)
-			return error_set(c->err, -EFBIG, "%s: the snapshot table is too big",
-					 c->st->name);
-		c->nb_snapshots = i + 1;
-	}
-	c->snapshot_table_bytes = at - c->h->snapshots_offset;
-	return 0;
-}
-
-int check_read_snapshots(struct check *c)
-{
-	struct table_reader *r;
-	int ret;
-
-	if (!c->h->nb_snapshots)
-		return 0;
-	if (c->h->nb_snapshots > QCOW2_MAX_SNAPSHOTS ||
-	    !is_aligned(c->h->snapshots_offset, c->h->cluster_bytes) ||
-	    c->h->snapshots_offset > QCOW2_MAX_HOST_BYTES)
-		return error_set(c->err, -EINVAL,
-				 "%s: the snapshot table of %u entries at %" PRIu64
-				 " is too big or not aligned",
-				 c->st->name, c->h->nb_snapshots, c->h->snapshots_offset);
-	c->snapshots = check_alloc(c, c->h->nb_snapshots * sizeof(*c->snapshots), "the snapshots");
-	r = calloc(1, sizeof(*r));
-	if (!c->snapshots || !r) {
-		free(r);
-		return error_set(c->err, -ENOMEM, "%s: no memory for the snapshots", c->st->name);
-	}
-	r->c = c;
-	ret = read_snapshot_entries(c, r);
-	free(r);
-	/* State size and disk size are in the extra data, which version 3 must have. */
-	for (uint32_t i = 0; !ret && c->h->version >= 3 && i < c->nb_snapshots; i++)
-		if (c->snapshots[i].extra_len < 16)
-			c->snapshots_incomplete++;
-	return ret;
-}
-
-static int count_snapshots(struct check *c)
-{
-	uint64_t l1_max = QCOW2_MAX_L1_BYTES / sizeof(be64_t);
-	int ret = 0;
-
-	for (uint64_t i = 0; i < c->snapshots_incomplete; i++)
-		check_finding(c, QCOW2_FINDING_CORRUPTION, "a snapshot table entry is incomplete");
-	if (has_data_file(c) && c->nb_snapshots)
-		check_finding(c, QCOW2_FINDING_CORRUPTION,
-			      "%u snapshots in an image with a data file", c->nb_snapshots);
-	for (uint32_t i = 0; !ret && i < c->nb_snapshots; i++) {
-		const struct snapshot_ref *s = &c->snapshots[i];
-		struct walk w = {.c = c, .count = true};
-
-		if (!is_aligned(s->l1_offset, c->h->cluster_bytes))
-			check_finding(c, QCOW2_FINDING_CORRUPTION,
-				      "snapshot %u: L1 table at 0x%" PRIx64
-				      " is not aligned to a cluster",
-				      i, s->l1_offset);
-		else if (s->l1_entries > l1_max)
-			check_finding(c, QCOW2_FINDING_CORRUPTION,
-				      "snapshot %u: L1 table of %u entries is too large", i,
-				      s->l1_entries);
-		else
-			ret = walk_l1_at(&w, s->l1_offset, s->l1_entries);
-	}
-	if (ret)
-		return ret;
-	return count_range(c, c->h->snapshots_offset, c->snapshot_table_bytes, "snapshot table");
-}
-
-/* ---- bitmaps ---- */
-
-static int bitmaps_broken(struct check *c, const char *what)
-{
-	check_finding(c, QCOW2_FINDING_CORRUPTION, "%s", what);
-	return error_set(c->err, -EINVAL, "%s: %s", c->st->name, what);
-}
-
-static bool bitmap_valid(const struct check *c, const struct qcow2_disk_bitmap *d)
-{
-	uint64_t entries = be32_get(d->table_entries);
-	uint64_t bytes = entries << c->h->cluster_bits;
-	unsigned granularity = d->granularity_bits;
-
-	if (!entries || entries > QCOW2_MAX_BITMAP_TABLE_ENTRIES || !be64_get(d->table_offset) ||
-	    !is_aligned(be64_get(d->table_offset), c->h->cluster_bytes) ||
-	    granularity < QCOW2_MIN_BITMAP_GRANULARITY_BITS ||
-	    granularity > QCOW2_MAX_BITMAP_GRANULARITY_BITS ||
-	    (be32_get(d->flags) & QCOW2_BITMAP_FLAGS_RESERVED) ||
-	    be16_get(d->name_len) > QCOW2_MAX_BITMAP_NAME_BYTES ||
-	    d->type != QCOW2_BITMAP_TYPE_DIRTY || bytes > QCOW2_MAX_BITMAP_BYTES)
-		return false;
-	/* One that was being written need not cover the disk. */
-	return (be32_get(d->flags) & QCOW2_BITMAP_IN_USE) ||
-	       c->h->size_bytes <= (bytes * 8) << granularity;
-}
-
-static int count_bitmap_table(struct check *c, uint64_t offset, uint64_t entries)
-{
-	uint64_t len = entries * sizeof(be64_t);
-	be64_t *table = check_alloc(c, len, "a bitmap table");
-	int ret;
-
-	if (!table)
-		return -ENOMEM;
-	ret = check_read(c, offset, table, len);
-	if (ret)
-		ret = check_read_error(c, ret, "bitmap table", offset);
-	for (uint64_t i = 0; !ret && i < entries; i++) {
-		uint64_t entry = be64_get(table[i]);
-		uint64_t hoff = entry & QCOW2_BITMAP_ENTRY_OFFSET;
-
-		if ((entry & QCOW2_BITMAP_ENTRY_RESERVED) ||
-		    (hoff && (entry & QCOW2_BITMAP_ENTRY_ALL_ONES)) ||
-		    !is_aligned(hoff, c->h->cluster_bytes))
-			ret = bitmaps_broken(c, "a bitmap table has a broken entry");
-	}
-	for (uint64_t i = 0; !ret && i < entries; i++) {
-		uint64_t hoff = be64_get(table[i]) & QCOW2_BITMAP_ENTRY_OFFSET;
-
-		if (hoff)
-			ret = count_range(c, hoff, c->h->cluster_bytes, "bitmap cluster");
-	}
-	check_free(c, table, len);
-	return ret;
-}
-
-static int next_bitmap(struct check *c, const uint8_t *dir, uint64_t *at,
-		       struct qcow2_disk_bitmap *d)
-{
-	uint64_t left = c->h->bitmap_directory_bytes - *at;
-	uint64_t len;
-
-	if (left < sizeof(*d))
-		return bitmaps_broken(c, "the bitmap directory ends inside an entry");
-	memcpy(d, dir + *at, sizeof(*d));
-	len = align_up(sizeof(*d) + (uint64_t)be32_get(d->extra_len) + be16_get(d->name_len), 8);
-	if (len > left)
-		return bitmaps_broken(c, "the bitmap directory ends inside an entry");
-	if (be32_get(d->extra_len))
-		return bitmaps_broken(c, "a bitmap has extra data, which is not known");
-	if (!bitmap_valid(c, d))
-		return bitmaps_broken(c, "a bitmap directory entry is not valid");
-	*at += len;
-	return 0;
-}
-
-static int count_bitmaps_of(struct check *c, const uint8_t *dir)
-{
-	struct qcow2_disk_bitmap d;
-	uint32_t n = 0;
-	int ret = 0;
-
-	/* All entries are judged before the first one counts. */
-	for (uint64_t at = 0; !ret && at < c->h->bitmap_directory_bytes; n++)
-		ret = next_bitmap(c, dir, &at, &d);
-	if (ret)
-		return ret;
-	if (n != c->h->nb_bitmaps)
-		return bitmaps_broken(
-			c, "the bitmap directory has not as many entries as the header says");
-	for (uint64_t at = 0; !ret && at < c->h->bitmap_directory_bytes;) {
-		uint64_t offset, entries;
-
-		ret = next_bitmap(c, dir, &at, &d);
-		offset = be64_get(d.table_offset);
-		entries = be32_get(d.table_entries);
-		if (!ret)
-			ret = count_range(c, offset, entries * sizeof(be64_t), "bitmap table");
-		if (!ret)
-			ret = count_bitmap_table(c, offset, entries);
-	}
-	return ret;
-}
-
-static int count_bitmaps(struct check *c)
-{
-	uint64_t len = c->h->bitmap_directory_bytes;
-	uint8_t *dir;
-	int ret;
-
-	/* With the bit clear somebody wrote without knowing bitmaps, and nothing of them holds. */
-	if (!c->h->has_bitmaps_ext || !(c->h->autoclear & QCOW2_AUTOCLEAR_BITMAPS))
-		return 0;
-	ret = count_range(c, c->h->bitmap_directory_offset, len, "bitmap directory");
-	if (ret)
-		return ret;
-	if (!len)
-		return bitmaps_broken(c, "the bitmap directory is empty");
-	dir = check_alloc(c, len, "the bitmap directory");
-	if (!dir)
-		return -ENOMEM;
-	ret = check_read(c, c->h->bitmap_directory_offset, dir, len);
-	ret = ret ? check_read_error(c, ret, "bitmap directory", c->h->bitmap_directory_offset)
-		  : count_bitmaps_of(c, dir);
-	check_free(c, dir, len);
-	return ret;
 }
 
 /* ---- refcount structures ---- */
@@ -806,15 +594,15 @@ static int count_blocks(struct check *c)
 static int count_data(struct check *c, bool copied)
 {
 	struct walk active = {.c = c, .count = true, .copied = copied, .active = true};
-	int ret = count_range(c, 0, c->h->cluster_bytes, "header");
+	int ret = check_count_range(c, 0, c->h->cluster_bytes, "header");
 
 	if (!ret)
 		ret = walk_l1_at(&active, c->h->l1_offset, c->h->l1_entries);
 	if (!ret)
-		ret = count_snapshots(c);
+		ret = check_count_snapshots(c);
 	if (!ret && c->h->has_luks_ext)
-		ret = count_range(c, c->h->luks_offset, c->h->luks_bytes, "LUKS header");
-	return ret ? ret : count_bitmaps(c);
+		ret = check_count_range(c, c->h->luks_offset, c->h->luks_bytes, "LUKS header");
+	return ret ? ret : check_count_bitmaps(c);
 }
 
 int check_count_all(struct check *c, bool copied)
@@ -822,9 +610,9 @@ int check_count_all(struct check *c, bool copied)
 	int ret = count_data(c, copied);
 
 	if (!ret)
-		ret = count_range(c, c->h->rt_offset,
-				  (uint64_t)c->h->rt_clusters << c->h->cluster_bits,
-				  "refcount table");
+		ret = check_count_range(c, c->h->rt_offset,
+					(uint64_t)c->h->rt_clusters << c->h->cluster_bits,
+					"refcount table");
 	return ret ? ret : count_blocks(c);
 }
 

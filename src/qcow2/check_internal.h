@@ -122,7 +122,17 @@ int check_count_all(struct check *c, bool copied);
 int check_count_data(struct check *c);
 /* Only the flags; repairs them if @repair. */
 int check_copied(struct check *c, bool repair);
+/* One reference to each cluster that [offset, offset + len) touches. */
+int check_count_range(struct check *c, uint64_t offset, uint64_t len, const char *what);
+/* An L1 table of a snapshot, and all that hangs on it. */
+int check_count_l1(struct check *c, uint64_t offset, uint64_t entries);
+bool check_has_data_file(const struct check *c);
+
+/* ---- check_lists.c ---- */
+
 int check_read_snapshots(struct check *c);
+int check_count_snapshots(struct check *c);
+int check_count_bitmaps(struct check *c);
 
 /* ---- check_compare.c ---- */
 

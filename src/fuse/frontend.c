@@ -41,6 +41,7 @@
 
 #include "base/log.h"
 #include "base/math.h"
+#include "fuse/child.h"
 #include "fuse/loopdev.h"
 #include "fuse/rundir.h"
 #include "fuse/session.h"
@@ -48,11 +49,14 @@
 
 enum {
 	DEPTH_MAX = 512,
-	NUMBERS_TRIED = 256, /* from the first that looked free */
-	START_MS = 60000,    /* for the target's queue to start */
-	DETACH_MS = 5000,    /* for users of the loop device to close it */
-	CLOSE_MS = 5000,     /* for users of the file to close it */
-	COMPLETE_MS = 60000, /* for requests in hand to complete */
+	NUMBERS_TRIED = 256,   /* from the first that looked free */
+	START_MS = 60000,      /* for the target's queue to start */
+	BIND_MS = 60000,       /* for the loop device to be made, partitions read */
+	BUSY_MS = 10000,       /* to find out who uses it */
+	DETACH_MS = 5000,      /* for users of the loop device to close it */
+	WRITE_BACK_MS = 60000, /* for its page cache to be written before */
+	CLOSE_MS = 5000,       /* for users of the file to close it */
+	COMPLETE_MS = 60000,   /* for requests in hand to complete */
 };
 
 enum thread_state { THREAD_NONE, THREAD_STARTING, THREAD_SERVING, THREAD_OVER };
@@ -66,7 +70,7 @@ struct frontend {
 	bool with_loop;
 	int claim_fd; /* on the loop device, until it is bound; -1: none */
 	bool bound;
-	dev_t dev; /* of the mounted file system */
+	uint64_t loop_seq; /* of the loop device's use for this */
 	int gone_fd;
 	char loop_path[LOOPDEV_PATH_BYTES];
 
@@ -122,6 +126,13 @@ static void session_over(void *arg)
 	loop_stop(f->loop);
 }
 
+static void session_ready(void *arg)
+{
+	struct frontend *f = arg;
+
+	state_set(f, THREAD_SERVING);
+}
+
 static void quit_requested(struct loop_msg *msg)
 {
 	session_quit(container_of(msg, struct frontend, quit_msg)->session);
@@ -141,8 +152,7 @@ static void *queue_thread(void *arg)
 		state_set(f, THREAD_OVER);
 		return NULL;
 	}
-	session_start(f->session, f->loop, tell_gone);
-	state_set(f, THREAD_SERVING);
+	session_start(f->session, f->loop);
 	ret = loop_run(f->loop);
 	if (ret) {
 		log_err("%s: the ring failed: %s", f->dir.file, strerror(-ret));
@@ -231,44 +241,58 @@ static int number_choose(struct frontend *f, const struct frontend_options *opts
 	return error_set(err, -EBUSY, "no device number is free");
 }
 
-/* The thread serves, so that this may open the file. */
-static int file_publish(struct frontend *f, struct error *err)
-{
-	bool read_only = f->target->limits.read_only;
-	struct loopdev_params params = {
-		.backing_path = f->dir.file,
-		.block_bytes = f->target->limits.logical_block_bytes,
-		.size_bytes = f->target->limits.size_bytes,
-		.read_only = read_only,
-	};
-	struct stat st;
-	int fd, ret;
+struct bind_call {
+	int claim_fd, number;
+	struct loopdev_params params;
+};
 
-	if (!f->with_loop) {
-		if (stat(f->dir.file, &st) < 0)
-			return error_set(err, -errno, "%s: %s", f->dir.file, strerror(errno));
-		f->dev = st.st_dev;
-		return rundir_record(&f->dir, -1, f->dev, err);
-	}
-	session_expect_loop(f->session);
-	fd = open(f->dir.file, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC);
-	if (fd < 0 || fstat(fd, &st) < 0) {
-		ret = error_set(err, -errno, "%s: %s", f->dir.file, strerror(errno));
-		goto out;
-	}
-	f->dev = st.st_dev;
-	ret = rundir_record(&f->dir, f->dir.id, f->dev, err);
+static int bind_in_child(void *arg, struct error *err)
+{
+	const struct bind_call *call = arg;
+
+	return loopdev_bind(call->claim_fd, call->number, &call->params, err);
+}
+
+static int loop_bind(struct frontend *f, struct error *err)
+{
+	const struct target_limits *limits = &f->target->limits;
+	struct bind_call call = {
+		.claim_fd = f->claim_fd,
+		.number = f->dir.id,
+		.params =
+			{
+				.backing_path = f->dir.file,
+				.block_bytes = limits->logical_block_bytes,
+				.size_bytes = limits->size_bytes,
+				.read_only = limits->read_only,
+			},
+	};
+	struct child child;
+	int ret = child_start(&child, bind_in_child, &call, f->claim_fd, err);
+
 	if (ret)
-		goto out;
-	params.backing_fd = fd;
-	ret = loopdev_bind(f->claim_fd, f->dir.id, &params, err);
-	f->bound = ret == 0;
-out:
+		return ret;
+	/* the child has it; who closes it last may have to write the device's page cache */
 	close(f->claim_fd);
 	f->claim_fd = -1;
-	if (fd >= 0)
-		close(fd);
-	return ret;
+	session_expect_loop(f->session, child.pid);
+	f->bound = true; /* maybe; detaching what is not bound is no error */
+	return child_finish(&child, BIND_MS, err);
+}
+
+/* The thread serves. Before something is made that would stay, a note is made of it. */
+static int device_publish(struct frontend *f, struct error *err)
+{
+	int number = f->with_loop ? f->dir.id : -1;
+	int ret = rundir_record(&f->dir, number, 0, err);
+
+	if (ret || !f->with_loop)
+		return ret;
+	ret = loop_bind(f, err);
+	if (ret)
+		return ret;
+	f->loop_seq = loopdev_seq(number);
+	return rundir_record(&f->dir, number, f->loop_seq, err);
 }
 
 static int device_make(struct frontend *f, const struct frontend_options *opts, struct error *err)
@@ -278,6 +302,8 @@ static int device_make(struct frontend *f, const struct frontend_options *opts, 
 		.depth = opts->depth,
 		/* the file's mode is what keeps others out; root reads it whatever his groups */
 		.allow_other = geteuid() == 0,
+		.ready = session_ready,
+		.loop_gone = tell_gone,
 		.ended = session_over,
 		.arg = f,
 	};
@@ -294,7 +320,7 @@ static int device_make(struct frontend *f, const struct frontend_options *opts, 
 	if (ret == 0)
 		ret = thread_start(f, opts->depth, err);
 	if (ret == 0)
-		ret = file_publish(f, err);
+		ret = device_publish(f, err);
 	return ret;
 }
 
@@ -307,8 +333,6 @@ static int thread_end(struct frontend *f, struct error *err)
 
 	if (f->state == THREAD_NONE)
 		return 0;
-	if (!state_wait_beyond(f, THREAD_STARTING, 0))
-		return error_set(err, -ETIMEDOUT, "the target does not start");
 	if (!state_wait_beyond(f, THREAD_SERVING, CLOSE_MS)) {
 		if (session_opens(f->session))
 			ret = error_set(err, -EBUSY, "%s was still open; its users get errors now",
@@ -322,6 +346,18 @@ static int thread_end(struct frontend *f, struct error *err)
 	return ret ? ret : f->thread_ret;
 }
 
+static int detach_in_child(void *arg, struct error *err)
+{
+	const struct frontend *f = arg;
+	struct loopdev_use use = {
+		.number = f->dir.id,
+		.seq = f->loop_seq,
+		.backing_path = f->dir.file,
+	};
+
+	return loopdev_detach(&use, DETACH_MS, err);
+}
+
 /* Takes down whatever there is, and frees it. Returns the first error. */
 static int frontend_destroy(struct frontend *f, struct error *err)
 {
@@ -330,7 +366,7 @@ static int frontend_destroy(struct frontend *f, struct error *err)
 	if (!f)
 		return 0;
 	if (f->bound && !session_loop_gone(f->session))
-		first = loopdev_detach(f->dir.id, f->dev, DETACH_MS, err);
+		first = child_call(detach_in_child, f, WRITE_BACK_MS + 2 * DETACH_MS, err);
 	if (f->claim_fd >= 0)
 		close(f->claim_fd);
 	if (f->mounted) {
@@ -428,13 +464,20 @@ static int fuse_gone_fd(const struct frontend *f)
 	return f->gone_fd;
 }
 
+static int busy_in_child(void *arg, struct error *err)
+{
+	const struct frontend *f = arg;
+
+	return loopdev_busy(f->dir.id);
+}
+
 static int fuse_busy(const struct frontend *f)
 {
 	if (session_opens(f->session))
 		return 1;
 	if (!f->with_loop || session_loop_gone(f->session))
 		return 0;
-	return loopdev_busy(f->dir.id);
+	return child_call(busy_in_child, (void *)f, BUSY_MS, NULL);
 }
 
 const struct frontend_ops frontend_fuse = {

@@ -22,6 +22,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/fs.h>
 #include <linux/loop.h>
 #include <stdio.h>
@@ -29,7 +30,6 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -144,23 +144,13 @@ static int configure(int claim_fd, const struct loop_config *config)
 	}
 }
 
-int loopdev_bind(int claim_fd, int number, const struct loopdev_params *params, struct error *err)
+/* Takes the device down again if it did not come out as wanted. */
+static int bound_check(int claim_fd, int number, const struct loopdev_params *params,
+		       struct error *err)
 {
-	struct loop_config config = {
-		.fd = (uint32_t)params->backing_fd,
-		.block_size = params->block_bytes,
-		.info.lo_flags = LO_FLAGS_DIRECT_IO | LO_FLAGS_PARTSCAN |
-				 (params->read_only ? LO_FLAGS_READ_ONLY : 0),
-	};
 	struct loop_info64 info;
 	uint64_t size_bytes = 0;
-	int ret;
 
-	snprintf((char *)config.info.lo_file_name, sizeof(config.info.lo_file_name), "%s",
-		 params->backing_path);
-	ret = configure(claim_fd, &config);
-	if (ret)
-		return error_set(err, ret, "/dev/loop%d: %s", number, strerror(-ret));
 	if (ioctl(claim_fd, BLKGETSIZE64, &size_bytes) < 0 || size_bytes != params->size_bytes) {
 		/* the claim makes us the only user: this is at once, at the claim's close */
 		ioctl(claim_fd, LOOP_CLR_FD);
@@ -174,30 +164,71 @@ int loopdev_bind(int claim_fd, int number, const struct loopdev_params *params, 
 	return 0;
 }
 
-static bool fd_is_bound(int fd, dev_t dev)
+int loopdev_bind(int claim_fd, int number, const struct loopdev_params *params, struct error *err)
 {
-	struct loop_info64 info;
+	int fd = open(params->backing_path, (params->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC);
+	struct loop_config config = {
+		.fd = (uint32_t)fd,
+		.block_size = params->block_bytes,
+		.info.lo_flags = LO_FLAGS_DIRECT_IO | LO_FLAGS_PARTSCAN |
+				 (params->read_only ? LO_FLAGS_READ_ONLY : 0),
+	};
+	struct stat st;
+	int ret;
 
-	/* the root of a FUSE file system is inode 1; the kernel packs lo_device like a 64-bit dev_t
-	 */
-	return ioctl(fd, LOOP_GET_STATUS64, &info) == 0 && info.lo_inode == 1 &&
-	       (info.lo_device == (uint64_t)dev ||
-		info.lo_device == ((uint64_t)major(dev) << 20 | minor(dev)));
+	/* fstat(): so that the kernel knows the file's size, which it takes for the device's */
+	if (fd < 0 || fstat(fd, &st) < 0) {
+		ret = error_set(err, -errno, "%s: %s", params->backing_path, strerror(errno));
+		goto out;
+	}
+	snprintf((char *)config.info.lo_file_name, sizeof(config.info.lo_file_name), "%s",
+		 params->backing_path);
+	ret = configure(claim_fd, &config);
+	if (ret)
+		error_set(err, ret, "/dev/loop%d: %s", number, strerror(-ret));
+	else
+		ret = bound_check(claim_fd, number, params, err);
+out:
+	if (fd >= 0)
+		close(fd);
+	return ret;
 }
 
-bool loopdev_is_bound(int number, dev_t dev)
+/* A file of sysfs, without the newline; false if it is not there. */
+static bool sysfs_read(int number, const char *name, char *text, size_t size)
 {
-	char path[LOOPDEV_PATH_BYTES];
-	bool bound;
+	char path[64];
+	ssize_t len;
 	int fd;
 
-	loopdev_path(path, number);
+	snprintf(path, sizeof(path), "/sys/block/loop%d/%s", number, name);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return false;
-	bound = fd_is_bound(fd, dev);
+	len = read(fd, text, size - 1);
 	close(fd);
-	return bound;
+	if (len <= 0)
+		return false;
+	text[text[len - 1] == '\n' ? len - 1 : len] = '\0';
+	return true;
+}
+
+uint64_t loopdev_seq(int number)
+{
+	char text[32];
+
+	return sysfs_read(number, "diskseq", text, sizeof(text)) ? strtoull(text, NULL, 10) : 0;
+}
+
+bool loopdev_is_bound(const struct loopdev_use *use)
+{
+	char path[PATH_MAX];
+	uint64_t seq;
+
+	if (!sysfs_read(use->number, "loop/backing_file", path, sizeof(path)))
+		return false;
+	seq = loopdev_seq(use->number);
+	return use->seq && seq ? use->seq == seq : strcmp(path, use->backing_path) == 0;
 }
 
 /* ---- who uses it ---- */
@@ -325,20 +356,21 @@ static bool clear_as_only_user(int fd)
 	return ioctl(fd, LOOP_GET_STATUS64, &info) < 0 && errno == ENXIO;
 }
 
-int loopdev_detach(int number, dev_t dev, unsigned timeout_ms, struct error *err)
+int loopdev_detach(const struct loopdev_use *use, unsigned timeout_ms, struct error *err)
 {
 	char path[LOOPDEV_PATH_BYTES];
 	unsigned ms = 0;
 	bool cleared;
 	int fd;
 
-	loopdev_path(path, number);
+	loopdev_path(path, use->number);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return errno == ENXIO || errno == ENOENT
 			       ? 0
 			       : error_set(err, -errno, "%s: %s", path, strerror(errno));
-	if (!fd_is_bound(fd, dev)) {
+	/* While it is open here it cannot become another's. */
+	if (!loopdev_is_bound(use)) {
 		close(fd);
 		return 0;
 	}
@@ -354,7 +386,7 @@ int loopdev_detach(int number, dev_t dev, unsigned timeout_ms, struct error *err
 		return error_set(err, -EBUSY,
 				 "%s is still open; it goes away when its last user closes it",
 				 path);
-	while (loopdev_is_bound(number, dev)) {
+	while (loopdev_is_bound(use)) {
 		if (ms >= timeout_ms)
 			return error_set(err, -EBUSY, "%s does not go away", path);
 		sleep_ms(POLL_MS);

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * loopdev.h: loop devices. Everything here blocks, some of it until the backing file has answered:
- * never on a thread that serves that file.
+ * loopdev.h: loop devices.
+ *
+ * Everything here may block; bind, busy and detach do until the backing file has answered. They
+ * must not be called by the process that serves that file (see child.h).
  */
 #ifndef FUSE_LOOPDEV_H
 #define FUSE_LOOPDEV_H
@@ -26,31 +28,42 @@ int loopdev_find_free(struct error *err) must_check;
 int loopdev_claim(int number, struct error *err) must_check;
 
 struct loopdev_params {
-	int backing_fd;
-	const char *backing_path; /* for those who list loop devices */
+	const char *backing_path;
 	uint32_t block_bytes;
 	uint64_t size_bytes; /* what must come out */
 	bool read_only;
 };
 
-/* @claim_fd is from loopdev_claim(), and stays the caller's to close. */
+/* Opens the file and binds the device to it. @claim_fd is from loopdev_claim(), and stays the
+ * caller's. */
 int loopdev_bind(int claim_fd, int number, const struct loopdev_params *params,
 		 struct error *err) must_check;
 
 /*
- * Whether the device is bound to the root of the FUSE file system with device number @dev. One
- * that was bound to something else in the meantime is not ours to touch.
+ * Which use of a device number is meant. The kernel counts the uses of all disks (5.15 and later):
+ * @seq is 0 where it does not, or when it is not known; then the path decides.
  */
-bool loopdev_is_bound(int number, dev_t dev);
+struct loopdev_use {
+	int number;
+	uint64_t seq;
+	const char *backing_path;
+};
+
+/* The count of the device's present use; 0 if there is none. Does not ask the backing file. */
+uint64_t loopdev_seq(int number);
+
+/* Whether it is bound, and for that use. Does not ask the backing file. */
+bool loopdev_is_bound(const struct loopdev_use *use);
 
 /* Whether somebody has the device or a partition of it open or mounted: 1, 0, or -errno. */
 int loopdev_busy(int number);
 
 /*
- * Detaches the device if it is bound to @dev; what is in its page cache is written first. Somebody
- * who has it open gets @timeout_ms to close it; then -EBUSY, and the device goes away by itself
- * when the last user closes it.
+ * Detaches the device if it is bound for that use; what is in its page cache is written first.
+ * Somebody who has it open gets @timeout_ms to close it; then -EBUSY, and the device goes away by
+ * itself when the last user closes it.
  */
-int loopdev_detach(int number, dev_t dev, unsigned timeout_ms, struct error *err) must_check;
+int loopdev_detach(const struct loopdev_use *use, unsigned timeout_ms,
+		   struct error *err) must_check;
 
 #endif

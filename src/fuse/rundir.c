@@ -2,8 +2,8 @@
 /*
  * rundir.c: the folder of a device, RUN_DIR/fuse/ID/:
  *
- *	.state	"loop N dev MAJOR:MINOR", once they are known. Its lock is held by the daemon for as
- *		long as it lives, in whatever way it ends.
+ *	.state	"loop N use COUNT", once they are known. Its lock is held by the daemon for as long
+ *		as it lives, in whatever way it ends.
  *	NAME	an empty file; the FUSE file is mounted on it. Names with a leading dot are changed.
  *
  * RUN_DIR/fuse/.lock is held while a folder is made, and while one is removed because its daemon
@@ -26,7 +26,6 @@
 #include <sys/file.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -120,6 +119,7 @@ static bool is_mounted(const char *path)
 
 	if (!file)
 		return false;
+	/* ID PARENT MAJOR:MINOR ROOT MOUNTPOINT ... */
 	while (!found && getline(&line, &size, file) > 0) {
 		char *save = NULL, *field = strtok_r(line, " ", &save);
 
@@ -283,11 +283,11 @@ int rundir_add_file(struct rundir *r, const char *name, struct error *err)
 	return 0;
 }
 
-int rundir_record(struct rundir *r, int loop_number, dev_t dev, struct error *err)
+int rundir_record(struct rundir *r, int loop_number, uint64_t loop_seq, struct error *err)
 {
 	char text[64];
-	int len = snprintf(text, sizeof(text), "loop %d dev %u:%u\n", loop_number, major(dev),
-			   minor(dev));
+	int len = snprintf(text, sizeof(text), "loop %d use %llu\n", loop_number,
+			   (unsigned long long)loop_seq);
 
 	if (pwrite(r->state_fd, text, (size_t)len, 0) != len)
 		return error_set(err, -EIO, "%s/.state cannot be written", r->dir);
@@ -314,8 +314,7 @@ static int top_find(char top[PATH_MAX], const char *run_dir)
 
 struct leftover {
 	struct rundir r;
-	int loop_number;
-	dev_t dev;
+	struct loopdev_use use; /* number -1: no loop device */
 };
 
 /* The one file that is not ours by name is the one that was mounted on. */
@@ -338,11 +337,11 @@ static int leftover_find_file(struct leftover *l)
 /* Under the top lock. 1: a living process has it; 0: it was left, and is ours now. */
 static int leftover_open(struct leftover *l, const char *top, int id, struct error *err)
 {
+	unsigned long long seq;
 	char text[64] = {0};
-	unsigned maj, min;
 	int ret;
 
-	*l = (struct leftover){.loop_number = -1, .r = {.id = id, .state_fd = -1}};
+	*l = (struct leftover){.use = {.number = -1}, .r = {.id = id, .state_fd = -1}};
 	ret = path_format(l->r.dir, err, "%s/%d", top, id);
 	if (ret)
 		return ret;
@@ -352,10 +351,11 @@ static int leftover_open(struct leftover *l, const char *top, int id, struct err
 	if (l->r.state_fd < 0)
 		return error_set(err, l->r.state_fd, "%s: %s", l->r.dir, strerror(-l->r.state_fd));
 	if (pread(l->r.state_fd, text, sizeof(text) - 1, 0) > 0 &&
-	    sscanf(text, "loop %d dev %u:%u", &l->loop_number, &maj, &min) == 3)
-		l->dev = makedev(maj, min);
+	    sscanf(text, "loop %d use %llu", &l->use.number, &seq) == 2)
+		l->use.seq = seq;
 	else
-		l->loop_number = -1;
+		l->use.number = -1;
+	l->use.backing_path = l->r.file;
 	ret = leftover_find_file(l);
 	return ret ? error_set(err, ret, "%s: %s", l->r.dir, strerror(-ret)) : 0;
 }
@@ -388,8 +388,8 @@ int fuse_orphan_remove(const char *run_dir, int id, struct error *err)
 			       : error_set(err, -EBUSY, "device %d belongs to a running process",
 					   id);
 	}
-	if (l.loop_number >= 0)
-		busy = loopdev_detach(l.loop_number, l.dev, ORPHAN_DETACH_MS, err);
+	if (l.use.number >= 0)
+		busy = loopdev_detach(&l.use, ORPHAN_DETACH_MS, err);
 	if (l.r.file[0])
 		ret = mount_detach(l.r.file, err);
 	if (ret)
@@ -412,10 +412,10 @@ static int orphan_report(const char *top, int id,
 		leftover_close(&l);
 		return min_of(ret, 0);
 	}
-	if (l.loop_number >= 0) {
-		loopdev_path(orphan.device, l.loop_number);
-		if (loopdev_is_bound(l.loop_number, l.dev))
-			orphan.busy = loopdev_busy(l.loop_number);
+	if (l.use.number >= 0) {
+		loopdev_path(orphan.device, l.use.number);
+		if (loopdev_is_bound(&l.use))
+			orphan.busy = loopdev_busy(l.use.number);
 	} else {
 		snprintf(orphan.device, sizeof(orphan.device), "%s", l.r.file);
 	}

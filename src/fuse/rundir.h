@@ -7,7 +7,7 @@
 
 #include <limits.h>
 #include <stdbool.h>
-#include <sys/types.h>
+#include <stdint.h>
 
 #include "base/error.h"
 
@@ -26,8 +26,12 @@ struct rundir {
 int rundir_take(struct rundir *r, const char *run_dir, int id, struct error *err) must_check;
 /* Makes the empty file to mount on; the name is made safe. */
 int rundir_add_file(struct rundir *r, const char *name, struct error *err) must_check;
-/* Writes down what a later process needs to clean up; @loop_number -1: no loop device. */
-int rundir_record(struct rundir *r, int loop_number, dev_t dev, struct error *err) must_check;
+/*
+ * Writes down what a later process needs to clean up: the loop device (-1: none) and, when it is
+ * bound, the count of its use (0: not yet).
+ */
+int rundir_record(struct rundir *r, int loop_number, uint64_t loop_seq,
+		  struct error *err) must_check;
 /* Removes it all again. The file must be unmounted. Idempotent. */
 void rundir_release(struct rundir *r);
 

@@ -29,8 +29,8 @@
  *
  * Invariants:
  *  1. Every slot is on the free list, or has a ring operation in flight, or its flat_io.
- *  2. libfuse replies to a slot's request only inside fuse_session_process_buf() or slot_complete(),
- *     and then `current` is that slot.
+ *  2. libfuse replies to a slot's request only inside fuse_session_process_buf() or
+ *slot_complete(), and then `current` is that slot.
  *  3. A reply's memory is its slot's; the slot is free when the ring has sent it.
  *
  * All memory of ours is allocated and touched before the mount. libfuse itself allocates and frees
@@ -103,7 +103,6 @@ struct session {
 	int fd;	       /* libfuse's descriptor of the connection; -1: not mounted */
 	int file_slot; /* among the ring's registered files; -1: not there */
 	struct loop *loop;
-	void (*loop_gone)(void *arg);
 
 	struct slot *slots;
 	uint8_t *mem;
@@ -131,7 +130,7 @@ struct session {
 
 	uint64_t requests, payloads_moved;
 
-	atomic_int loop_opener; /* thread that opens the file for the loop device; 0: none */
+	atomic_int loop_opener; /* process that opens the file for the loop device; 0: none */
 	atomic_bool loop_released;
 	atomic_uint opens;
 };
@@ -532,17 +531,16 @@ static void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 }
 
 /*
- * The size is the device's. Opening with O_TRUNC, which is what a shell's '>' and cp do, leaves a
- * block device as it is and so does it here; it comes as size 0 without a file handle. Other sizes
- * are refused.
+ * The size is the device's; others are refused. So is O_TRUNC, which is size 0: a block device
+ * would ignore it, but what is copied to a file is written with the holes left out (cp does), in
+ * the belief that after O_TRUNC they read as zeros.
  */
 static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
 		       struct fuse_file_info *fi)
 {
 	struct session *s = fuse_req_userdata(req);
 
-	if ((to_set & FUSE_SET_ATTR_SIZE) && (uint64_t)attr->st_size != flat_size(s->flat) &&
-	    !(attr->st_size == 0 && !fi)) {
+	if ((to_set & FUSE_SET_ATTR_SIZE) && (uint64_t)attr->st_size != flat_size(s->flat)) {
 		fuse_reply_err(req, EPERM);
 		return;
 	}
@@ -582,7 +580,7 @@ static void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 
 	if (fi->fh == FH_LOOP) {
 		atomic_store(&s->loop_released, true);
-		s->loop_gone(s->params.arg);
+		s->params.loop_gone(s->params.arg);
 	} else {
 		atomic_fetch_sub(&s->opens, 1);
 	}
@@ -614,6 +612,7 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
 	conn->max_write = s->payload_max;
 	conn->max_background = s->params.depth;
 	conn->congestion_threshold = s->params.depth;
+	s->params.ready(s->params.arg);
 }
 
 static const struct fuse_lowlevel_ops session_ops = {
@@ -661,6 +660,8 @@ static int slots_create(struct session *s, struct error *err)
 		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	if (s->mem == MAP_FAILED)
 		s->mem = NULL;
+	else /* a child has no use for it, and must not make the kernel copy what is in flight */
+		madvise(s->mem, depth * s->slot_bytes, MADV_DONTFORK);
 	s->slots = calloc(depth, sizeof(*s->slots));
 	if (!s->mem || !s->slots)
 		return error_set(err, -ENOMEM, "out of memory for %u requests", depth);
@@ -766,9 +767,9 @@ int session_mount(struct session *s, const char *path, struct error *err)
 	return 0;
 }
 
-void session_expect_loop(struct session *s)
+void session_expect_loop(struct session *s, pid_t opener)
 {
-	atomic_store(&s->loop_opener, gettid());
+	atomic_store(&s->loop_opener, opener);
 }
 
 bool session_loop_gone(const struct session *s)
@@ -791,11 +792,10 @@ unsigned session_sq_entries(const struct session *s)
 	return s->params.depth + 2; /* each slot's, the poll, and its removal */
 }
 
-void session_start(struct session *s, struct loop *loop, void (*loop_gone)(void *arg))
+void session_start(struct session *s, struct loop *loop)
 {
 	assert(s->fd >= 0 && !s->loop);
 	s->loop = loop;
-	s->loop_gone = loop_gone;
 	flat_attach(s->flat, loop);
 	s->file_slot = loop_file_register(loop, s->fd);
 	if (s->file_slot < 0)

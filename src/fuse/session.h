@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "base/error.h"
 #include "target/target.h"
@@ -18,7 +19,11 @@ struct session_params {
 	struct target *target;
 	unsigned depth;	  /* requests from the kernel that are worked on at once */
 	bool allow_other; /* users besides the one who mounts; the file's mode still applies */
-	/* On the loop's thread, once: the connection is gone and nothing is in flight any more. */
+	/* All on the loop's thread. The kernel has begun to talk: the file can be opened. */
+	void (*ready)(void *arg);
+	/* The loop device let go of the file. */
+	void (*loop_gone)(void *arg);
+	/* Once: the connection is gone and nothing is in flight any more. */
 	void (*ended)(void *arg);
 	void *arg;
 };
@@ -34,10 +39,10 @@ void session_destroy(struct session *s);
 int session_mount(struct session *s, const char *path, struct error *err) must_check;
 
 /*
- * The next opening of the file by this thread is the loop device's; session_loop_gone() tells when
- * that was closed again, session_opens() does not count it.
+ * The next opening of the file by process @opener is the loop device's; session_loop_gone() tells
+ * when that was closed again, session_opens() does not count it.
  */
-void session_expect_loop(struct session *s);
+void session_expect_loop(struct session *s, pid_t opener);
 bool session_loop_gone(const struct session *s);
 /* How often the file is open. */
 unsigned session_opens(const struct session *s);
@@ -48,9 +53,8 @@ unsigned session_sq_entries(const struct session *s);
 
 /* ---- on the loop's thread ---- */
 
-/* After the target's queue 0 was started on @loop. @loop_gone: the loop device let go of the file.
- */
-void session_start(struct session *s, struct loop *loop, void (*loop_gone)(void *arg));
+/* After the target's queue 0 was started on @loop. */
+void session_start(struct session *s, struct loop *loop);
 /*
  * Takes no more requests and ends when those at work have completed. The connection breaks with
  * session_destroy(), if it is not gone by then.

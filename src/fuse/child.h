@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * child.h: a call in a process of its own.
+ *
+ * What waits for an answer from the FUSE file waits in the kernel, and not even SIGKILL ends that:
+ * only an answer, or the end of the connection, which comes when the last descriptor of it is
+ * closed. A process that serves the file and is killed while one of its own threads waits so would
+ * never end, because its descriptors are closed when its last thread is gone; and with it would
+ * hang all who use the file. So whatever may lead to such a wait is done by a child that has none
+ * of its parent's descriptors: if the server dies, the connection ends, and the child with it.
+ */
+#ifndef FUSE_CHILD_H
+#define FUSE_CHILD_H
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+#include "base/error.h"
+
+struct child_shared;
+
+struct child {
+	pid_t pid;
+	int go_fd;
+	struct child_shared *shared;
+};
+
+/*
+ * Forks a child that will call @fn(@arg) once child_finish() is called. It sees memory as it is
+ * now, and of the descriptors above 2 only @keep_fd (-1: none).
+ */
+int child_start(struct child *child, int (*fn)(void *arg, struct error *err), void *arg,
+		int keep_fd, struct error *err) must_check;
+
+/*
+ * Lets it run and returns what @fn returned; -ETIMEDOUT if it took longer than @timeout_ms: then it
+ * has been killed, and ends as soon as the kernel lets it.
+ */
+int child_finish(struct child *child, unsigned timeout_ms, struct error *err) must_check;
+
+/* Both at once. */
+int child_call(int (*fn)(void *arg, struct error *err), void *arg, unsigned timeout_ms,
+	       struct error *err) must_check;
+
+#endif

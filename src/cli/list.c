@@ -3,9 +3,11 @@
  * list.c: what is attached.
  */
 #include <stdlib.h>
+#include <string.h>
 
 #include <jansson.h>
 
+#include "base/math.h"
 #include "base/size.h"
 #include "cli/cli.h"
 #include "daemon/entry.h"
@@ -17,19 +19,31 @@ static const struct option long_options[] = {
 	{0},
 };
 
+/* The width of the column of devices: with --no-loop a device is a file with a long path. */
+static int device_width(const struct entry_list *list)
+{
+	size_t width = strlen("/dev/ublkb0");
+
+	for (size_t i = 0; i < list->count; i++)
+		width = max_of(width, strlen(list->entries[i].device));
+	return (int)min_of(width, (size_t)60);
+}
+
 static void human_print(const struct entry_list *list)
 {
+	int width = device_width(list);
+
 	if (!list->count)
 		return;
-	printf("%-3s %-14s %-8s %-8s %-6s %2s %9s %7s %s\n", "ID", "DEVICE", "STATE", "FRONTEND",
-	       "TARGET", "RO", "SIZE", "PID", "IMAGE");
+	printf("%-3s %-*s %-8s %-8s %-6s %2s %9s %7s %s\n", "ID", width, "DEVICE", "STATE",
+	       "FRONTEND", "TARGET", "RO", "SIZE", "PID", "IMAGE");
 	for (size_t i = 0; i < list->count; i++) {
 		const struct entry *e = &list->entries[i];
 		char size[SIZE_TEXT_MAX], id[16] = "-";
 
 		if (e->id >= 0)
 			snprintf(id, sizeof(id), "%d", e->id);
-		printf("%-3s %-14s %-8s %-8s %-6s %2d %9s %7d ", id,
+		printf("%-3s %-*s %-8s %-8s %-6s %2d %9s %7d ", id, width,
 		       e->device[0] ? e->device : "-", entry_state_name(e->state), e->frontend,
 		       e->target, e->read_only, size_format(e->size_bytes, size),
 		       (int)e->process.pid);

@@ -55,10 +55,10 @@ struct daemon {
 	int ret;   /* what that ended with */
 };
 
+static const struct frontend_ops *const frontends[] = {&frontend_ublk, &frontend_fuse};
+
 const struct frontend_ops *daemon_frontend_find(const char *name)
 {
-	const struct frontend_ops *frontends[] = {&frontend_ublk, &frontend_fuse};
-
 	for (size_t i = 0; i < ARRAY_LEN(frontends); i++)
 		if (strcmp(frontends[i]->name, name) == 0)
 			return frontends[i];
@@ -263,8 +263,9 @@ static int device_stop(struct daemon *d, struct error *err)
 	}
 	d->target = NULL;
 	if (ret) {
-		/* Invariant 1: for `del` to find. */
-		d->registered = false;
+		/* Invariant 1: for `del` to find; but what was busy is gone, or goes with its last user. */
+		if (ret != -EBUSY)
+			d->registered = false;
 		return ret;
 	}
 	if (close_ret)
@@ -345,7 +346,8 @@ static bool device_unused(const struct daemon *d, char *text, size_t size)
 	return false;
 }
 
-static int daemon_stop(struct daemon *d, struct error *err)
+/* With @force it is no error that the device had users, who have lost it now. */
+static int daemon_stop(struct daemon *d, bool force, struct error *err)
 {
 	struct error ignored = {0};
 
@@ -353,6 +355,8 @@ static int daemon_stop(struct daemon *d, struct error *err)
 	if (entry_write(&d->entry, &d->dir, &ignored))
 		log_warn("%s", ignored.text);
 	d->ret = device_stop(d, err);
+	if (force && d->ret == -EBUSY)
+		d->ret = 0;
 	d->done = true;
 	if (d->registered)
 		entry_remove(&d->entry, &d->dir);
@@ -381,7 +385,7 @@ static void request_serve(void *arg, struct control_client *client,
 		control_reply_error(client, why);
 		return;
 	}
-	if (daemon_stop(d, &err))
+	if (daemon_stop(d, request->force, &err))
 		control_reply_error(client, error_text(&err, d->ret));
 	else
 		control_reply_ok(client, NULL);
@@ -403,7 +407,7 @@ static void signals_serve(struct daemon *d)
 			continue;
 		}
 		/* An error has been logged, and is the exit status. */
-		(void)!daemon_stop(d, &err);
+		(void)!daemon_stop(d, false, &err);
 	}
 }
 
@@ -415,7 +419,7 @@ const char *daemon_device(const struct daemon *d)
 int daemon_detach(struct daemon *d)
 {
 	struct error err = {0};
-	int ret = daemon_stop(d, &err);
+	int ret = daemon_stop(d, false, &err);
 
 	daemon_destroy(d);
 	return ret;
@@ -446,7 +450,7 @@ int daemon_serve(struct daemon *d)
 		}
 		if (pfds[1].fd >= 0 && pfds[1].revents) {
 			log_warn("%s: has gone away", d->entry.device);
-			(void)!daemon_stop(d, &err);
+			(void)!daemon_stop(d, false, &err);
 			break;
 		}
 		if (pfds[0].revents)

@@ -9,8 +9,8 @@
  *     P pid | N note | E error, ends it | D device, ends it
  *
  * The parent is the subreaper meanwhile, so that it learns how a daemon died that said nothing. The
- * daemon closes everything it inherited but standard error, which it gives up right before it says D:
- * whoever waits for the end of a pipe that the caller has, gets it.
+ * daemon closes everything it inherited but standard error (for a failed assertion), which it gives up
+ * right before it says D: whoever waits for the end of a pipe that the caller has, gets it.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -108,8 +108,8 @@ static int background_main(const struct daemon_config *config)
 		return 1;
 	}
 	umask(077);
-	/* Warnings of these first moments belong to the user, who is still there. */
-	log_open(false, ident, LOG_LEVEL_WARN);
+	/* What the user has to know of these first moments comes as a message. */
+	log_open(true, ident, LOG_LEVEL_INFO);
 	snprintf(pid, sizeof(pid), "%d", (int)getpid());
 	(void)!message_send('P', pid);
 	ret = daemon_attach(&d, config, &report, &err);
@@ -117,7 +117,6 @@ static int background_main(const struct daemon_config *config)
 		message_send('E', error_text(&err, ret));
 		return 1;
 	}
-	log_open(true, ident, LOG_LEVEL_INFO);
 	null_onto(STDERR_FILENO, STDERR_FILENO);
 	/* A device that nobody has heard of is not left behind. */
 	if (report.usable(&report, daemon_device(d)))

@@ -62,6 +62,23 @@ eventually() {
 	return 1
 }
 
+# For tests that run on either front end: FRONTEND is one, or empty for what the host has.
+FRONTEND=${FRONTEND:-}
+ADD=("$U" add)
+[[ $FRONTEND ]] && ADD+=(--frontend "$FRONTEND")
+
+# Whether a device is there. The node of a loop device stays.
+present() {
+	if [[ $1 == /dev/loop* ]]; then
+		losetup "$1" >/dev/null 2>&1
+	else
+		[[ -e $1 ]]
+	fi
+}
+
+# What is left in the folder of state, apart from what stays there.
+left_over() { find state -mindepth 1 ! -path state/lock ! -path state/fuse ! -path state/fuse/.lock 2>/dev/null; }
+
 # field KEY [NUMBER]: a field of the device that is listed there, counted from 0
 field() { "$U" list --json | jq -r ".[${2:-0}].$1"; }
 devices() { "$U" list --json | jq length; }

@@ -78,7 +78,7 @@ static int ublk_clean(const struct entry *e, struct error *note, struct error *e
 	if (ret == -ENODEV)
 		return 0;
 	if (!ret && lingers)
-		error_set(note, 0, "is open somewhere: its number is free when it is closed");
+		error_set(note, -EBUSY, "is open somewhere: its number is free when it is closed");
 	return ret;
 }
 
@@ -94,7 +94,7 @@ static int fuse_clean(const struct statedir *dir, const struct entry *e, struct 
 	if (ret == -ENOENT)
 		return 0;
 	if (ret == -EBUSY) {
-		error_set(note, 0, "%s", error_text(&text, ret));
+		error_set(note, -EBUSY, "%s", error_text(&text, ret));
 		return 0;
 	}
 	return ret ? error_set(err, ret, "%s", error_text(&text, ret)) : 0;

@@ -120,37 +120,54 @@ uint64_t image_writes_done(struct qcow2_image *img)
 	return sum;
 }
 
+static void queue_free(struct qcow2_queue *q)
+{
+	free(q->copy_buf);
+	free(q);
+}
+
+/* Into the image's list of queues, which others may be changing at the same time. */
+static bool queue_register(struct qcow2_queue *q)
+{
+	struct qcow2_image *img = q->img;
+	bool room;
+
+	pthread_mutex_lock(&img->queues_lock);
+	room = img->nr_queues < QUEUES_MAX;
+	if (room) {
+		q->index = img->nr_queues;
+		img->queues[img->nr_queues++] = q;
+	}
+	pthread_mutex_unlock(&img->queues_lock);
+	return room;
+}
+
 int qcow2_queue_create(struct qcow2_queue **out, struct qcow2_image *img, struct loop *loop,
 		       struct error *err)
 {
-	struct qcow2_queue *q;
-	int ret;
+	struct qcow2_queue *q = calloc(1, sizeof(*q));
+	int ret = 0;
 
-	if (img->nr_queues == QUEUES_MAX)
-		return error_set(err, -E2BIG, "%s: more than %d queues", img->st->name, QUEUES_MAX);
-	q = calloc(1, sizeof(*q));
 	if (!q)
 		return error_set(err, -ENOMEM, "%s: no memory for a queue", img->st->name);
 	q->img = img;
 	q->loop = loop;
 	co_mutex_init(&q->copy_lock);
 	q->copy_buf = aligned_alloc(4096, max_of(img->cluster_bytes, 4096u));
-	if (!q->copy_buf) {
-		free(q);
-		return error_set(err, -ENOMEM, "%s: no memory for a queue", img->st->name);
-	}
-	if (loop != img->meta_loop) {
+	if (!q->copy_buf)
+		ret = error_set(err, -ENOMEM, "%s: no memory for a queue", img->st->name);
+	else if (loop != img->meta_loop)
 		ret = storage_attach(img->st, loop, err);
-		if (ret) {
-			free(q->copy_buf);
-			free(q);
-			return ret;
-		}
+	if (ret) {
+		queue_free(q);
+		return ret;
 	}
-	pthread_mutex_lock(&img->queues_lock);
-	q->index = img->nr_queues;
-	img->queues[img->nr_queues++] = q;
-	pthread_mutex_unlock(&img->queues_lock);
+	if (!queue_register(q)) {
+		if (loop != img->meta_loop)
+			storage_detach(img->st, loop);
+		queue_free(q);
+		return error_set(err, -E2BIG, "%s: more than %d queues", img->st->name, QUEUES_MAX);
+	}
 	*out = q;
 	return 0;
 }
@@ -169,6 +186,5 @@ void qcow2_queue_destroy(struct qcow2_queue *q)
 	pthread_mutex_unlock(&img->queues_lock);
 	if (q->loop != img->meta_loop)
 		storage_detach(img->st, q->loop);
-	free(q->copy_buf);
-	free(q);
+	queue_free(q);
 }

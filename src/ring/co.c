@@ -3,16 +3,16 @@
  * co.c: coroutines and what they wait for; see co.h.
  *
  * A loop has a fixed number of coroutines, made with it: each a stack with a guard page below it in
- * one mapping, populated at once so that no request meets a page fault. A coroutine that has run its
- * task to the end stays in co_main() and takes the next one on the same stack.
+ * one mapping, populated at once so that no request meets a page fault. A coroutine that has run
+ * its task to the end stays in co_main() and takes the next one on the same stack.
  *
  * Control only ever passes between the loop's own stack and one coroutine, never from coroutine to
  * coroutine. That keeps the recursion flat, and lets the loop's stack be the one place that decides
  * what runs next.
  *
  * Invariants:
- *  1. A coroutine is in exactly one of the states of enum co_state, and its list entry is on the list
- *     that the state names (a suspended one may be on a wait queue or on none).
+ *  1. A coroutine is in exactly one of the states of enum co_state, and its list entry is on the
+ *     list that the state names (a suspended one may be on a wait queue or on none).
  *  2. co_resume() is called once for each co_suspend(): resuming what is not suspended is a
  *     programming error, and asserted.
  *  3. Tasks start in the order of loop_spawn(): a task may start at once only if none is pending.
@@ -136,12 +136,12 @@ static void ctx_init(struct co *co)
 #ifdef __x86_64__
 	sp -= 2; /* %rsp is a multiple of 16 where co_ctx_entry() starts */
 	*--sp = (uintptr_t)co_ctx_entry;
-	*--sp = 0;		     /* %rbp */
-	*--sp = 0;		     /* %rbx */
-	*--sp = (uintptr_t)co;	     /* %r12 */
+	*--sp = 0;		    /* %rbp */
+	*--sp = 0;		    /* %rbx */
+	*--sp = (uintptr_t)co;	    /* %r12 */
 	*--sp = (uintptr_t)co_main; /* %r13 */
-	*--sp = 0;		     /* %r14 */
-	*--sp = 0;		     /* %r15 */
+	*--sp = 0;		    /* %r14 */
+	*--sp = 0;		    /* %r15 */
 #else
 	sp -= 160 / sizeof(*sp);
 	memset(sp, 0, 160);
@@ -277,7 +277,8 @@ bool co_pool_run(struct loop *loop, unsigned budget)
 		if (l)
 			co_enter(pool, list_entry(l, struct co, list));
 		else if (task_can_start(pool))
-			task_start(pool, list_entry(list_pop(&pool->pending), struct co_task, list));
+			task_start(pool,
+				   list_entry(list_pop(&pool->pending), struct co_task, list));
 		else
 			break;
 		any = true;

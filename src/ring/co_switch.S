@@ -8,10 +8,10 @@
  * one, pops. Nothing else is part of a coroutine's state: the signal mask, the x87 and SSE control
  * words and FPCR belong to the thread, and no code here changes them.
  *
- * A new coroutine's stack is laid out as if it had called co_ctx_switch() from co_ctx_entry, with the
- * function to call and its argument in two of the saved registers. The frame of co_ctx_entry has no
- * caller: its return address is declared undefined and the frame pointer is 0, so that unwinders end
- * there.
+ * A new coroutine's stack is laid out as if it had called co_ctx_switch() from co_ctx_entry, with
+ * the function to call and its argument in two of the saved registers. The frame of co_ctx_entry
+ * has no caller: its return address is declared undefined and the frame pointer is 0, so that
+ * unwinders end there.
  */
 #if !defined(CO_UCONTEXT) && defined(__x86_64__)
 

@@ -94,7 +94,8 @@ struct co_pool {
 	void *tsan_fiber;
 };
 
-int co_pool_init(struct loop *loop, unsigned count, size_t stack_bytes, struct error *err) must_check;
+int co_pool_init(struct loop *loop, unsigned count, size_t stack_bytes,
+		 struct error *err) must_check;
 void co_pool_destroy(struct loop *loop);
 /* Runs up to @budget switches' worth of what is ready; true if it did anything. */
 bool co_pool_run(struct loop *loop, unsigned budget);
@@ -120,7 +121,7 @@ struct loop {
 	uint64_t file_slots; /* bit set: taken */
 	bool has_ring, enabled, files_registered, wake_oneshot;
 	uint64_t wait_max_ns; /* UINT64_MAX, but under valgrind */
-	int failed; /* the ring's fatal error, or 0 */
+	int failed;	      /* the ring's fatal error, or 0 */
 	struct loop_op wake_op;
 	int wake_fd;
 	struct io_uring ring;

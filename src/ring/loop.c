@@ -4,8 +4,9 @@
  *
  * A turn of a loop that has a ring:
  *
- *	messages -> coroutines that are ready -> idle hook -> one io_uring_enter (submits, and waits if
- *	nothing is left to do) -> completions -> timers
+ *	messages -> ready coroutines -> idle hook -> one io_uring_enter -> completions -> timers
+ *
+ * The enter submits what the turn prepared, and waits if nothing is left to do.
  *
  * Completions are moved off the ring into a queue of our own (`done`), the ring's head is advanced
  * once, and only then are they delivered. So a callback finds a completion queue with room in it
@@ -13,15 +14,15 @@
  *
  * Invariants:
  *  1. Wake-ups are not lost. A sender pushes first and reads `waiting` afterwards; the loop sets
- *     `waiting` first and looks at the inbox afterwards; all four are sequentially consistent, so at
- *     least one of the two sees the other. Whoever clears `waiting` writes the eventfd, once.
+ *     `waiting` first and looks at the inbox afterwards; all four are sequentially consistent, so
+ *     at least one of the two sees the other. Whoever clears `waiting` writes the eventfd, once.
  *  2. Messages are pushed on a stack by compare-and-swap and taken off it all at once, so there is
  *     no ABA; reversing what was taken gives each sender's order.
  *  3. A sender's last access to the loop is leaving `posters`; loop_destroy() waits for that. A
- *     message may therefore be handled, and the loop it went to destroyed, while its sender is still
- *     on its way out of loop_post().
- *  4. The eventfd is watched by a poll request, never by a read: nothing that the ring does behind a
- *     loop's back when it is torn down writes to the loop's memory.
+ *     message may therefore be handled, and the loop it went to destroyed, while its sender is
+ *     still on its way out of loop_post().
+ *  4. The eventfd is watched by a poll request, never by a read: nothing that the ring does behind
+ *     a loop's back when it is torn down writes to the loop's memory.
  *  5. A turn's work is bounded (TURN_SWITCHES, the length of the completion queue), so that
  *     coroutines that keep each other busy do not starve the ring.
  */
@@ -76,8 +77,8 @@ static int ring_create(struct loop *loop, const struct loop_params *p, struct er
 {
 	/* From what a recent kernel takes to what io_uring began with (R_DISABLED: 5.10). */
 	static const unsigned flags[] = {
-		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_COOP_TASKRUN |
-			IORING_SETUP_SUBMIT_ALL,
+		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
+			IORING_SETUP_COOP_TASKRUN | IORING_SETUP_SUBMIT_ALL,
 		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_SUBMIT_ALL,
 		IORING_SETUP_COOP_TASKRUN | IORING_SETUP_SUBMIT_ALL,
 		0,
@@ -90,8 +91,9 @@ static int ring_create(struct loop *loop, const struct loop_params *p, struct er
 	for (size_t i = 0; i < ARRAY_LEN(flags) && ret == -EINVAL; i++)
 		ret = io_uring_queue_init(p->sq_entries, &loop->ring, flags[i] | always);
 	if (ret == -EPERM)
-		return error_set(err, ret,
-				 "io_uring is not permitted here (see the sysctl kernel.io_uring_disabled)");
+		return error_set(
+			err, ret,
+			"io_uring is not permitted here (see the sysctl kernel.io_uring_disabled)");
 	if (ret)
 		return error_set(err, ret, "cannot create an io_uring: %s", strerror(-ret));
 	loop->has_ring = true;
@@ -155,7 +157,7 @@ int loop_create(struct loop **out, const struct loop_params *params, struct erro
 	}
 	loop->done_mask = (uint32_t)done_entries - 1;
 	loop->now_ns = clock_ns();
-	/* valgrind runs one thread at a time, and not another one while this one waits for the ring. */
+	/* valgrind runs one thread at a time, and no other while this one waits for the ring. */
 	loop->wait_max_ns = RUNNING_ON_VALGRIND ? 1000000 : UINT64_MAX;
 	*out = loop;
 	return 0;
@@ -206,8 +208,8 @@ void loop_file_unregister(struct loop *loop, int slot)
 	assert(slot >= 0 && slot < LOOP_FILES_MAX && (loop->file_slots & (1ULL << slot)));
 	ret = io_uring_register_files_update(&loop->ring, (unsigned)slot, &none, 1);
 	/*
-	 * Once its thread has ended, a ring takes this from nobody (-EEXIST). The slot then stays taken
-	 * until the ring goes, which is all that can happen to such a ring.
+	 * Once its thread has ended, a ring takes this from nobody (-EEXIST). The slot then stays
+	 * taken until the ring goes, which is all that can happen to such a ring.
 	 */
 	if (ret >= 0)
 		loop->file_slots &= ~(1ULL << slot);
@@ -304,22 +306,27 @@ static void loop_wake_complete(struct loop_op *op, int res, uint32_t cqe_flags)
 /* Moves what fits from the ring to `done`; true if it moved anything. */
 static bool ring_collect(struct loop *loop)
 {
+	/* In locals: the compiler must take any store for one to *loop. */
+	uint32_t tail = loop->done_tail, mask = loop->done_mask, room;
+	struct loop_done *done = loop->done;
 	struct io_uring_cqe *cqe;
 	unsigned head, n = 0;
 
+	room = mask + 1 - (tail - loop->done_head);
 	io_uring_for_each_cqe(&loop->ring, head, cqe) {
-		struct loop_done *d;
-
-		if (loop->done_tail - loop->done_head > loop->done_mask)
+		if (n == room)
 			break;
 		n++;
 		if (!cqe->user_data || cqe->user_data == LIBURING_UDATA_TIMEOUT)
 			continue;
-		d = &loop->done[loop->done_tail++ & loop->done_mask];
-		d->op = (struct loop_op *)(uintptr_t)cqe->user_data;
-		d->res = cqe->res;
-		d->flags = cqe->flags;
+		done[tail & mask] = (struct loop_done){
+			.op = (struct loop_op *)(uintptr_t)cqe->user_data,
+			.res = cqe->res,
+			.flags = cqe->flags,
+		};
+		tail++;
 	}
+	loop->done_tail = tail;
 	io_uring_cq_advance(&loop->ring, n);
 	return n;
 }
@@ -389,7 +396,7 @@ void loop_timer_arm(struct loop *loop, struct loop_timer *timer, uint64_t delay_
 	list_del(&timer->list);
 	if (!checked_add(loop->now_ns, delay_ns, &timer->deadline_ns))
 		timer->deadline_ns = UINT64_MAX;
-	/* From the end: most new timers are the latest. Equal deadlines run in the order of arming. */
+	/* From the end: most new timers are the latest. Equal ones run in the order of arming. */
 	for (after = loop->timers.prev; after != &loop->timers; after = after->prev)
 		if (list_entry(after, struct loop_timer, list)->deadline_ns <= timer->deadline_ns)
 			break;
@@ -408,7 +415,7 @@ static bool timer_due(const struct loop *loop)
 	return loop_next_deadline_ns(loop) <= loop->now_ns && !list_empty(&loop->timers);
 }
 
-/* A timer that its own function arms with no delay runs again in the next round, not in this one. */
+/* A timer that its own function arms with no delay runs again in the next round. */
 static bool run_timers(struct loop *loop)
 {
 	struct list due = LIST_INIT(due);
@@ -506,8 +513,8 @@ static int ring_enable(struct loop *loop)
 
 	if (!loop->enabled) {
 		/* liburing 2.3 declares io_uring_enable_rings(), but its library lacks it. */
-		ret = io_uring_register((unsigned)loop->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL,
-					0);
+		ret = io_uring_register((unsigned)loop->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS,
+					NULL, 0);
 		if (ret < 0)
 			return ret;
 		loop->enabled = true;

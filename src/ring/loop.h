@@ -14,9 +14,9 @@
  *  3. co_resume() and loop_spawn() from a coroutine only make the other ready; from the loop's own
  *     stack loop_spawn() switches to the new coroutine at once.
  *
- * A *ringless* loop has no io_uring and no clock: a simulation turns it by hand with loop_turn() and
- * moves its clock with loop_advance(). Several ringless loops may live in one thread, one turned
- * after the other.
+ * A *ringless* loop has no io_uring and no clock: a simulation turns it by hand with loop_turn()
+ * and moves its clock with loop_advance(). Several ringless loops may live in one thread, one
+ * turned after the other.
  */
 #ifndef RING_LOOP_H
 #define RING_LOOP_H
@@ -33,10 +33,10 @@ struct io_uring;
 struct io_uring_sqe;
 
 struct loop_params {
-	const char *name;      /* of the thread, for the log; at most 15 characters */
-	unsigned sq_entries;   /* rounded up to a power of two; the completion queue is twice that */
-	unsigned coroutines;   /* how many may run at once; more wait their turn */
-	size_t stack_bytes;    /* of each coroutine; 0: the default */
+	const char *name;    /* of the thread, for the log; at most 15 characters */
+	unsigned sq_entries; /* rounded up to a power of two; the completion queue is twice that */
+	unsigned coroutines; /* how many may run at once; more wait their turn */
+	size_t stack_bytes;  /* of each coroutine; 0: the default */
 	bool ringless;
 	bool sqe128;
 };
@@ -97,7 +97,7 @@ struct loop_msg {
 	void (*fn)(struct loop_msg *msg);
 };
 
-/* From any thread, lock-free; messages of one sender arrive in order. Wakes the loop if it waits. */
+/* From any thread, lock-free; one sender's messages arrive in order. Wakes a loop that waits. */
 void loop_post(struct loop *loop, struct loop_msg *msg);
 
 /* ---- timers ---- */
@@ -115,7 +115,7 @@ void loop_timer_cancel(struct loop *loop, struct loop_timer *timer); /* also whe
 
 /* ---- hooks ---- */
 
-/* Runs before each wait; for tests and for a front end that batches its own commands. NULL: none. */
+/* Runs before each wait; for tests and for a front end that batches its commands. NULL: none. */
 void loop_on_idle(struct loop *loop, void (*fn)(void *arg), void *arg);
 
 #endif

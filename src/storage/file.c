@@ -4,16 +4,17 @@
  *
  * The file is opened once. All I/O, from any loop, and QEMU's locks use that one open file
  * description: while a request is in flight, even one of a process that was killed, the locks hold.
- * A loop that is attached has the descriptor in its ring's table of registered files; one that is not
- * uses the plain descriptor. Outside of a loop with a ring the same steps are made by system calls.
+ * A loop that is attached has the descriptor in its ring's table of registered files; one that is
+ * not uses the plain descriptor. Outside of a loop with a ring the same steps are made by system
+ * calls.
  *
- * A request is a sequence of steps, each one submission: file_step() judges what a step did and says
- * whether there is another one. A read that meets the end of the file fills the rest with zeros; if
- * its payload is a registered buffer, which may be memory that this process cannot see, they are read
- * from /dev/zero.
+ * A request is a sequence of steps, each one submission: file_step() judges what a step did and
+ * says whether there is another one. A read that meets the end of the file fills the rest with
+ * zeros; if its payload is a registered buffer, which may be memory that this process cannot see,
+ * they are read from /dev/zero.
  *
- * Threads: size_bytes may be raised by several queues at once and is a compare-and-swap; the table of
- * loops is changed under a mutex, and read without one by the loop that an entry belongs to.
+ * Threads: size_bytes may be raised by several queues at once and is a compare-and-swap; the table
+ * of loops is changed under a mutex, and read without one by the loop that an entry belongs to.
  */
 #include "storage/storage.h"
 
@@ -160,7 +161,7 @@ static bool transfer_step(struct file *f, struct storage_io *io, uint64_t res, i
 		io->impl.done_bytes = io->len_bytes;
 		return true;
 	}
-	/* A step that ends inside a block was cut there by the end of the file, or (a write) by space. */
+	/* What ends inside a block was cut there by the end of the file, or (a write) by space. */
 	whole = align_down(res, f->st.block_bytes);
 	if (io->impl.aux[AUX_RETRIES] & AUX_FILLING && res) {
 		payload_advance(io, res);
@@ -301,27 +302,37 @@ static void file_run_sync(struct file *f, struct storage_io *io)
 
 /* ---- steps by the ring ---- */
 
-static void prep_transfer(struct file *f, struct storage_io *io, struct io_uring_sqe *sqe, int fd)
+/* The entry comes zeroed: only what differs is set. */
+static void prep(struct io_uring_sqe *sqe, uint8_t opcode, uint64_t offset, const void *addr,
+		 uint64_t len)
+{
+	sqe->opcode = opcode;
+	sqe->off = offset;
+	sqe->addr = (uintptr_t)addr;
+	sqe->len = (uint32_t)len;
+}
+
+static void prep_transfer(struct storage_io *io, struct io_uring_sqe *sqe)
 {
 	uint64_t done = io->impl.done_bytes, offset = io->offset_bytes + done;
-	unsigned len = (unsigned)min_of(io->len_bytes - done, (uint64_t)STEP_BYTES_MAX);
+	uint64_t len = min_of(io->len_bytes - done, (uint64_t)STEP_BYTES_MAX);
 	bool read = io->op == STORAGE_READ;
 
-	if (io->iovcnt == 1) {
-		io_uring_prep_rw(read ? IORING_OP_READ : IORING_OP_WRITE, sqe, fd, io->iov[0].iov_base,
-				 len, offset);
-	} else if (io->iovcnt) {
+	if (io->iovcnt > 1) {
 		uint64_t at = io->impl.aux[AUX_SEGMENT];
 
-		io_uring_prep_rw(read ? IORING_OP_READV : IORING_OP_WRITEV, sqe, fd, &io->iov[at],
-				 (unsigned)min_of(io->iovcnt - at, (uint64_t)IOV_MAX), offset);
+		prep(sqe, read ? IORING_OP_READV : IORING_OP_WRITEV, offset, &io->iov[at],
+		     min_of(io->iovcnt - at, (uint64_t)IOV_MAX));
+	} else if (io->iovcnt) {
+		prep(sqe, read ? IORING_OP_READ : IORING_OP_WRITE, offset, io->iov[0].iov_base,
+		     len);
 	} else if (io->buf.base) {
-		io_uring_prep_rw(read ? IORING_OP_READ : IORING_OP_WRITE, sqe, fd,
-				 (char *)io->buf.base + done, len, offset);
+		prep(sqe, read ? IORING_OP_READ : IORING_OP_WRITE, offset,
+		     (char *)io->buf.base + done, len);
 	} else {
 		/* The address is an offset in the buffer. */
-		io_uring_prep_rw(read ? IORING_OP_READ_FIXED : IORING_OP_WRITE_FIXED, sqe, fd,
-				 (void *)(uintptr_t)(io->buf.fixed_offset + done), len, offset);
+		prep(sqe, read ? IORING_OP_READ_FIXED : IORING_OP_WRITE_FIXED, offset,
+		     (void *)(uintptr_t)(io->buf.fixed_offset + done), len);
 		sqe->buf_index = (uint16_t)io->buf.fixed_index;
 	}
 	if (io->flags & STORAGE_DSYNC && !read)
@@ -331,35 +342,38 @@ static void prep_transfer(struct file *f, struct storage_io *io, struct io_uring
 static void file_issue(struct file *f, struct storage_io *io)
 {
 	const struct file_loop *fl = io->impl.attached;
-	bool fixed_file = fl && fl->slot >= 0;
-	int fd = fixed_file ? fl->slot : f->fd;
 	struct io_uring_sqe *sqe = loop_sqe(io->impl.loop, &io->impl.op);
 
+	if (fl && fl->slot >= 0) {
+		sqe->fd = fl->slot;
+		sqe->flags = IOSQE_FIXED_FILE;
+	} else {
+		sqe->fd = f->fd;
+	}
 	switch (io->op) {
 	case STORAGE_READ:
 	case STORAGE_WRITE:
+		prep_transfer(io, sqe);
 		if (io->impl.aux[AUX_RETRIES] & AUX_FILLING) {
-			fd = f->zero_fd;
-			fixed_file = false;
+			sqe->fd = f->zero_fd;
+			sqe->flags = 0;
 		}
-		prep_transfer(f, io, sqe, fd);
 		break;
 	case STORAGE_SYNC:
-		io_uring_prep_rw(IORING_OP_FSYNC, sqe, fd, NULL, 0, 0);
+		sqe->opcode = IORING_OP_FSYNC;
 		sqe->fsync_flags = IORING_FSYNC_DATASYNC;
 		break;
 	case STORAGE_PUNCH:
 	case STORAGE_ZERO:
-		io_uring_prep_rw(IORING_OP_FALLOCATE, sqe, fd, NULL, (unsigned)fallocate_mode(f, io),
-				 io->offset_bytes);
+		/* Not a mistake: the length travels in addr, the mode in len. */
+		prep(sqe, IORING_OP_FALLOCATE, io->offset_bytes, NULL,
+		     (uint64_t)fallocate_mode(f, io));
 		sqe->addr = io->len_bytes;
 		break;
 	case STORAGE_TRUNCATE:
-		io_uring_prep_rw(OP_FTRUNCATE, sqe, fd, NULL, 0, io->offset_bytes);
+		prep(sqe, OP_FTRUNCATE, io->offset_bytes, NULL, 0);
 		break;
 	}
-	if (fixed_file)
-		sqe->flags |= IOSQE_FIXED_FILE;
 }
 
 static void file_complete(struct loop_op *op, int res, uint32_t cqe_flags)
@@ -369,11 +383,15 @@ static void file_complete(struct loop_op *op, int res, uint32_t cqe_flags)
 	struct file_loop *fl = io->impl.attached;
 	int ret;
 
-	if (!file_step(f, io, res, &ret)) {
+	if (__builtin_expect(io->op == STORAGE_READ && res > 0 && (uint64_t)res == io->len_bytes,
+			     1)) {
+		ret = 0; /* all of it in one step */
+	} else if (!file_step(f, io, res, &ret)) {
 		file_issue(f, io);
 		return;
+	} else {
+		file_account(f, io, ret);
 	}
-	file_account(f, io, ret);
 	if (fl)
 		fl->in_flight--;
 	io->complete(io, ret);
@@ -395,8 +413,8 @@ static void file_submit(struct storage *st, struct storage_io *io)
 		io->complete(io, -EOPNOTSUPP);
 		return;
 	}
-	fl = loop && loop_ring(loop) ? file_loop_find(f, loop) : NULL;
-	if (!loop || !loop_ring(loop) ||
+	fl = loop ? file_loop_find(f, loop) : NULL; /* implies a ring */
+	if ((!fl && !(loop && loop_ring(loop))) ||
 	    (io->op == STORAGE_TRUNCATE && !(fl && fl->can_truncate))) {
 		file_run_sync(f, io);
 		return;
@@ -473,14 +491,14 @@ static int file_claim(struct storage *st, unsigned timeout_ms, struct error *err
 {
 	struct file *f = to_file(st);
 
-	return st->read_only ? 0 : image_lock_claim(f->fd, timeout_ms, err);
+	return st->read_only ? 0 : image_lock_claim(f->fd, st->name, timeout_ms, err);
 }
 
 /* ---- opening ---- */
 
 /*
- * A registered file or a ring that is being torn down may keep the open file description for a while,
- * so the locks are dropped by hand. Nothing is in flight here.
+ * A registered file or a ring that is being torn down may keep the open file description for a
+ * while, so the locks are dropped by hand. Nothing is in flight here.
  */
 static void file_close(struct storage *st)
 {
@@ -566,7 +584,8 @@ static uint64_t queue_attribute(dev_t dev, const char *attribute, uint64_t fallb
 
 /*
  * The alignment that direct I/O on a regular file asks for; 0: it cannot be had. @s is the file's.
- * Kernels before 6.1 do not tell: then it is the block size of the disk below, or what a page asks for.
+ * Kernels before 6.1 do not tell: then it is the block size of the disk below, or what a page asks
+ * for.
  */
 static uint64_t direct_align_file(int fd, const struct stat *s)
 {
@@ -678,8 +697,8 @@ static char *printable_copy(const char *path)
 	return copy;
 }
 
-int storage_file_open(struct storage **out, const char *path, const struct storage_file_options *opts,
-		      struct error *err)
+int storage_file_open(struct storage **out, const char *path,
+		      const struct storage_file_options *opts, struct error *err)
 {
 	struct file *f = calloc(1, sizeof(*f));
 	int ret;

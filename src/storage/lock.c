@@ -3,16 +3,17 @@
  * lock.c: the advisory locks by which QEMU's programs keep out of each other's images.
  *
  * There are four permissions (storage.h). Bit i of them is told to others by two read locks of one
- * byte each: byte 100 + i is held by everybody who uses the permission, byte 200 + i by everybody who
- * does not let others use it. Nobody ever takes a write lock; asking whether one *could* be taken shows
- * whether somebody else holds the byte.
+ * byte each: byte 100 + i is held by everybody who uses the permission, byte 200 + i by everybody
+ * who does not let others use it. Nobody ever takes a write lock; asking whether one *could* be
+ * taken shows whether somebody else holds the byte.
  *
- * Order: first publish our own bytes, then look for others'. Of two openers that collide at least one
- * sees the other (both may, and both fail). Bytes that are not needed any more are given up last.
+ * Order: first publish our own bytes, then look for others'. Of two openers that collide at least
+ * one sees the other (both may, and both fail). Bytes that are not needed any more are given up
+ * last.
  *
- * The locks are those of the open file description (OFD), the one that the I/O uses: the kernel keeps
- * them until the description's last reference is gone, and a request in flight is such a reference. So
- * a process that is killed does not unlock a file that it may still write to.
+ * The locks are those of the open file description (OFD), the one that the I/O uses: the kernel
+ * keeps them until the description's last reference is gone, and a request in flight is such a
+ * reference. So a process that is killed does not unlock a file that it may still write to.
  */
 #include "storage/lock.h"
 
@@ -85,7 +86,8 @@ static bool fdinfo_line_locks(const char *line, off_t byte)
 	return byte >= first && byte <= last;
 }
 
-static bool descriptor_locks(const char *pid, const char *number, const struct stat *file, off_t byte)
+static bool descriptor_locks(const char *pid, const char *number, const struct stat *file,
+			     off_t byte)
 {
 	char path[600], line[256];
 	bool found = false;
@@ -127,9 +129,9 @@ static bool process_locks(const char *pid, int own_fd, const struct stat *file, 
 }
 
 /*
- * The kernel does not tell whose an OFD lock is, but /proc shows the locks of each descriptor that we
- * are permitted to see. What is not found there (another user's, another host's, a killed process
- * whose I/O has not ended) is "another program".
+ * The kernel does not tell whose an OFD lock is, but /proc shows the locks of each descriptor that
+ * we are permitted to see. What is not found there (another user's, another host's, a killed
+ * process whose I/O has not ended) is "another program".
  */
 static void name_holder(int fd, off_t byte, char *text, size_t size)
 {
@@ -199,7 +201,8 @@ static int lock_take(struct image_lock *lock, int fd, unsigned perms, unsigned u
 	return ret;
 }
 
-static int lock_check(int fd, const char *name, unsigned perms, unsigned unshared, struct error *err)
+static int lock_check(int fd, const char *name, unsigned perms, unsigned unshared,
+		      struct error *err)
 {
 	char who[128];
 
@@ -211,8 +214,9 @@ static int lock_check(int fd, const char *name, unsigned perms, unsigned unshare
 			return held;
 		if (held) {
 			name_holder(fd, byte, who, sizeof(who));
-			return error_set(err, -EAGAIN, "%s: in use by %s, which does not let others %s",
-					 name, who, perm_verbs[i]);
+			return error_set(err, -EAGAIN,
+					 "%s: in use by %s, which does not let others %s", name,
+					 who, perm_verbs[i]);
 		}
 		byte = USED_BYTE + (off_t)i;
 		held = unshared & (1U << i) ? byte_held(fd, byte) : 0;
@@ -232,8 +236,8 @@ static bool means_unsupported(int ret)
 	return ret == -EINVAL || ret == -ENOLCK || ret == -EOPNOTSUPP || ret == -ENOSYS;
 }
 
-int image_lock_set(struct image_lock *lock, int fd, const char *name, unsigned perms, unsigned shared,
-		   struct error *err)
+int image_lock_set(struct image_lock *lock, int fd, const char *name, unsigned perms,
+		   unsigned shared, struct error *err)
 {
 	struct image_lock before = *lock;
 	unsigned unshared = STORAGE_PERM_ALL & ~shared;
@@ -251,8 +255,8 @@ int image_lock_set(struct image_lock *lock, int fd, const char *name, unsigned p
 	lock_reduce(lock, fd, before.perms, before.unshared);
 	if (means_unsupported(ret)) {
 		lock->unsupported = true;
-		log_warn("%s: the file system has no locks (%s): other programs are not kept out", name,
-			 strerror(-ret));
+		log_warn("%s: the file system has no locks (%s): other programs are not kept out",
+			 name, strerror(-ret));
 		return 0;
 	}
 	if (ret == -EACCES)
@@ -269,7 +273,7 @@ void image_lock_drop(struct image_lock *lock, int fd)
 	lock_reduce(lock, fd, 0, 0);
 }
 
-int image_lock_claim(int fd, unsigned timeout_ms, struct error *err)
+int image_lock_claim(int fd, const char *name, unsigned timeout_ms, struct error *err)
 {
 	const struct timespec pause = {.tv_nsec = CLAIM_POLL_MS * 1000000L};
 	int ret;
@@ -279,11 +283,14 @@ int image_lock_claim(int fd, unsigned timeout_ms, struct error *err)
 		if (ret != -EAGAIN && ret != -EACCES)
 			break;
 		if (waited_ms >= timeout_ms)
-			return error_set(err, -ETIMEDOUT,
-					 "another process still has I/O to the file under way after %u ms",
-					 timeout_ms);
+			return error_set(
+				err, -ETIMEDOUT,
+				"%s: another process still has I/O to it under way after %u ms",
+				name, timeout_ms);
 		nanosleep(&pause, NULL);
 	}
 	/* A file system without such locks: there is no telling. */
-	return ret == -EINVAL || ret == -ENOLCK || ret == -EOPNOTSUPP ? 0 : ret;
+	if (!ret || means_unsupported(ret))
+		return 0;
+	return error_set(err, ret, "%s: cannot lock it: %s", name, strerror(-ret));
 }

@@ -20,13 +20,13 @@ struct image_lock {
  * Takes @perms and denies others what is not in @shared, in place of what @lock held. On conflict
  * -EAGAIN, and @lock holds what it held before.
  */
-int image_lock_set(struct image_lock *lock, int fd, const char *name, unsigned perms, unsigned shared,
-		   struct error *err) must_check;
+int image_lock_set(struct image_lock *lock, int fd, const char *name, unsigned perms,
+		   unsigned shared, struct error *err) must_check;
 /*
- * Waits, @timeout_ms at most, until no other open file description has claimed the file, and claims it
- * for this one (open for writing), until its last reference is gone. -ETIMEDOUT.
+ * Waits, @timeout_ms at most, until no other open file description has claimed the file, and claims
+ * it for this one (open for writing), until its last reference is gone. -ETIMEDOUT.
  */
-int image_lock_claim(int fd, unsigned timeout_ms, struct error *err) must_check;
+int image_lock_claim(int fd, const char *name, unsigned timeout_ms, struct error *err) must_check;
 void image_lock_drop(struct image_lock *lock, int fd);
 
 #endif

@@ -40,7 +40,8 @@ static void assert_payload(const struct storage *st, const struct storage_io *io
 void storage_submit(struct storage *st, struct storage_io *io)
 {
 	if (io->op != STORAGE_SYNC) {
-		assert(io->offset_bytes <= INT64_MAX && io->len_bytes <= INT64_MAX - io->offset_bytes);
+		assert(io->offset_bytes <= INT64_MAX &&
+		       io->len_bytes <= INT64_MAX - io->offset_bytes);
 		assert(io->op == STORAGE_TRUNCATE ||
 		       is_aligned(io->offset_bytes | io->len_bytes, st->block_bytes));
 	}

@@ -2,8 +2,8 @@
 /*
  * storage.h: where an image's bytes live, behind one small interface.
  *
- * A storage is a flat range of bytes with a length. I/O is asynchronous on the calling thread's loop;
- * called outside of any loop (the main thread, opening or checking an image) it is done when
+ * A storage is a flat range of bytes with a length. I/O is asynchronous on the calling thread's
+ * loop; called outside of any loop (the main thread, opening or checking an image) it is done when
  * storage_submit() returns. The blocking forms below suspend the calling coroutine.
  *
  * Contract:
@@ -31,8 +31,9 @@ enum storage_op {
 	STORAGE_READ,
 	STORAGE_WRITE,
 	STORAGE_SYNC,
-	STORAGE_PUNCH,	  /* the range reads as zeros, its space is given back; -EOPNOTSUPP if it cannot */
-	STORAGE_ZERO,	  /* the range reads as zeros and keeps its space; -EOPNOTSUPP if it cannot */
+	/* The range reads as zeros; its space is given back (PUNCH) or kept; or -EOPNOTSUPP. */
+	STORAGE_PUNCH,
+	STORAGE_ZERO,
 	STORAGE_TRUNCATE, /* to offset_bytes, either way; what is gained reads as zeros */
 };
 
@@ -91,17 +92,17 @@ struct storage_ops {
 
 struct storage {
 	const struct storage_ops *ops;
-	const char *name;	 /* for messages; printable */
+	const char *name; /* for messages; printable */
 	/*
 	 * Bytes; follows what this program does to the file, at completion. May be read from any
 	 * thread; written by one at a time.
 	 */
 	_Atomic uint64_t size_bytes;
-	uint32_t block_bytes;	 /* see contract 2; 512 to 4096 */
+	uint32_t block_bytes; /* see contract 2; 512 to 4096 */
 	bool read_only;
-	bool fixed_size;	 /* a block device: cannot grow, and what lies past the used part is garbage */
+	bool fixed_size; /* a block device: cannot grow, and past the used part lies garbage */
 	bool can_punch;
-	bool direct;		 /* the page cache is bypassed */
+	bool direct; /* the page cache is bypassed */
 	bool rotational;
 };
 
@@ -109,9 +110,10 @@ struct storage {
 void storage_submit(struct storage *st, struct storage_io *io);
 
 /* These wait, in a coroutine or outside of any loop. */
-int storage_pread(struct storage *st, uint64_t offset_bytes, void *buf, uint64_t len_bytes) must_check;
-int storage_pwrite(struct storage *st, uint64_t offset_bytes, const void *buf, uint64_t len_bytes)
-	must_check;
+int storage_pread(struct storage *st, uint64_t offset_bytes, void *buf,
+		  uint64_t len_bytes) must_check;
+int storage_pwrite(struct storage *st, uint64_t offset_bytes, const void *buf,
+		   uint64_t len_bytes) must_check;
 int storage_sync(struct storage *st) must_check;
 int storage_truncate(struct storage *st, uint64_t size_bytes) must_check;
 int storage_punch(struct storage *st, uint64_t offset_bytes, uint64_t len_bytes) must_check;
@@ -138,13 +140,13 @@ void storage_close(struct storage *st); /* accepts NULL */
 
 struct storage_file_options {
 	bool read_only;
-	bool direct;	  /* O_DIRECT if the file system has it; see storage.direct for the outcome */
-	bool create;	  /* a new empty file; -EEXIST if there is one */
-	bool exclusive_device; /* a block device is opened with O_EXCL, so that a mounted one is refused */
+	bool direct; /* O_DIRECT if the file system has it; see storage.direct for the outcome */
+	bool create; /* a new empty file; -EEXIST if there is one */
+	bool exclusive_device; /* O_EXCL for a block device, so that a mounted one is refused */
 };
 
-int storage_file_open(struct storage **out, const char *path, const struct storage_file_options *opts,
-		      struct error *err) must_check;
+int storage_file_open(struct storage **out, const char *path,
+		      const struct storage_file_options *opts, struct error *err) must_check;
 /* The file descriptor, for fstat() and locks; the storage's own, do not close. */
 int storage_file_fd(const struct storage *st);
 

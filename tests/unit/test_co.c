@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Proves that many tasks share few stacks without losing one or mixing up their state, that mutexes,
- * wait queues, latches, sleeps and yields keep their order, that calls between loops and to the work
- * pool come back with the right result, and that a ringless run is the same each time.
+ * Proves that many tasks share few stacks without losing one or mixing up their state, that
+ * mutexes, wait queues, latches, sleeps and yields keep their order, that calls between loops and
+ * to the work pool come back with the right result, and that a ringless run is the same each time.
  */
 #include <pthread.h>
 #include <setjmp.h>

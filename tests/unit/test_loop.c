@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Proves that a loop loses no message, wakes for each, keeps each sender's order, fires timers in
- * order and not early, survives a submission queue that fills up during delivery, and that a ringless
- * loop does the same without clock and kernel, the same each time.
+ * order and not early, survives a submission queue that fills up during delivery, and that a
+ * ringless loop does the same without clock and kernel, the same each time.
  */
 #include <errno.h>
 #include <liburing.h>
@@ -339,14 +339,10 @@ static void test_idle_hook(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_flood),
-		cmocka_unit_test(test_ping_pong),
-		cmocka_unit_test(test_stop_before_run),
-		cmocka_unit_test(test_queue_overflow),
-		cmocka_unit_test(test_file_table),
-		cmocka_unit_test(test_timers),
-		cmocka_unit_test(test_ringless_timers),
-		cmocka_unit_test(test_idle_hook),
+		cmocka_unit_test(test_flood),		cmocka_unit_test(test_ping_pong),
+		cmocka_unit_test(test_stop_before_run), cmocka_unit_test(test_queue_overflow),
+		cmocka_unit_test(test_file_table),	cmocka_unit_test(test_timers),
+		cmocka_unit_test(test_ringless_timers), cmocka_unit_test(test_idle_hook),
 	};
 
 	alarm(120);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Proves, against QEMU's own programs, that image locks exclude each other both ways, that what may be
- * shared is shared, that a conflict is told by name, and that closing lets go at once.
+ * Proves, against QEMU's own programs, that image locks exclude each other both ways, that what may
+ * be shared is shared, that a conflict is told by name, and that closing lets go at once.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -153,7 +153,7 @@ static void test_same_bytes(void **state)
 	struct qemu_io q;
 
 	need_qemu();
-	q = qemu_io_start("qcow2", "-n");
+	q = qemu_io_start("qcow2", "-dunmap");
 	locked_bytes(q.pid, theirs, sizeof(theirs));
 	qemu_io_end(&q);
 	st = open_file(false);
@@ -172,7 +172,7 @@ static void test_they_hold(void **state)
 	need_qemu();
 	rw = open_file(false);
 	ro = open_file(true);
-	q = qemu_io_start("qcow2", "-n");
+	q = qemu_io_start("qcow2", "-dunmap");
 	expect_conflict(rw, CR | W | RS, CR | WU, "qemu-io", "write to it");
 	locked_bytes(getpid(), bytes, sizeof(bytes));
 	assert_string_equal(bytes, ""); /* all given up again */
@@ -217,7 +217,8 @@ static void test_we_hold(void **state)
 	expect_lock(st, CR | W | RS, CR | WU);
 	assert_int_not_equal(run("qemu-io -f qcow2 -c 'read 0 512' %s >%s/out 2>&1", path, dir), 0);
 	assert_int_equal(run("grep -q lock %s/out", dir), 0);
-	assert_int_not_equal(run("qemu-io -r -f qcow2 -c 'read 0 512' %s >%s/out 2>&1", path, dir), 0);
+	assert_int_not_equal(run("qemu-io -r -f qcow2 -c 'read 0 512' %s >%s/out 2>&1", path, dir),
+			     0);
 	assert_int_not_equal(run("qemu-img info %s >%s/out 2>&1", path, dir), 0);
 	assert_int_equal(run("qemu-img info -U %s >%s/out 2>&1", path, dir), 0);
 	/* As a reader we let other readers in. */

@@ -13,10 +13,18 @@
 
 struct frontend;
 
+/* What becomes of the device when the process that serves it dies. */
+enum frontend_recovery {
+	FRONTEND_RECOVERY_OFF,	   /* it goes away */
+	FRONTEND_RECOVERY_REISSUE, /* it waits for another process, which gets the I/O in flight again */
+};
+
 struct frontend_options {
 	int id;		      /* device number wanted; -1: any */
 	unsigned queues;      /* already bounded by limits.max_queues */
 	unsigned depth;	      /* requests in flight in each queue */
+	enum frontend_recovery recovery; /* what the front end cannot do is left out */
+	bool recover;	      /* take over device @id, whose process died, instead of making one */
 	bool no_loop;	      /* fuse: the file alone, no loop device on it */
 	const char *run_dir;  /* the program's folder of state, such as /run/ublk-qcow2 */
 	const char *name;     /* the image's base name, for the FUSE file; "null" if there is none */
@@ -24,6 +32,7 @@ struct frontend_options {
 
 struct frontend_ops {
 	const char *name; /* "ublk", "fuse" */
+	bool can_recover; /* knows options.recovery and options.recover */
 
 	/* 0 if this host has it; else -errno and @err says why in one phrase ("no /dev/ublk-control"). */
 	int (*probe)(struct error *err);

@@ -27,6 +27,7 @@
 #include "target/target.h"
 
 #define MAX_QUEUES    4096
+#define CLAIM_MS      60000 /* for the I/O of a process that was killed */
 #define ZEROS_BYTES   (1 * MiB)
 #define DISCARD_MAX   (1 * GiB)
 #define ZERO_FAST_MAX (1 * GiB)
@@ -138,8 +139,11 @@ static int loop_open(struct target **out, const struct target_options *opts, str
 		goto fail;
 	}
 	ret = storage_file_open(&lt->storage, opts->path, &file, err);
-	if (!ret)
+	if (!ret && !(opts->recovery && opts->recovery->locked))
 		ret = lock_file(lt->storage, opts->read_only, err);
+	if (!ret)
+		ret = storage_claim(lt->storage,
+				    opts->recovery && opts->recovery->replay ? CLAIM_MS : 0, err);
 	if (!ret)
 		ret = limits_fill(lt, err);
 	if (ret)

@@ -17,6 +17,8 @@
 
 /* What one request may cover; a large one goes through the map slice by slice. */
 #define DISCARD_MAX (1 * GiB)
+/* For the I/O of a process that was killed: what the storage takes at worst. */
+#define CLAIM_MS 60000
 
 struct qcow2_target {
 	struct target target;
@@ -45,10 +47,20 @@ static int open_image(struct qcow2_target *qt, struct storage **st, const struct
 		.cache_size_bytes = opts->cache_size_bytes,
 		.max_inflight = opts->queues * opts->depth,
 	};
+	const struct target_recovery *recovery = opts->recovery;
 	int ret = storage_file_open(st, opts->path, &file, err);
 
 	if (ret)
 		return ret;
+	if (recovery) {
+		options.no_lock = recovery->locked;
+		options.claim_timeout_ms = recovery->replay ? CLAIM_MS : 0;
+		options.log_base = recovery->log_base;
+		options.log_bytes = recovery->log_bytes;
+		options.log_identity = recovery->identity;
+		options.log_identity_bytes = recovery->identity_bytes;
+		options.log_recover = recovery->replay;
+	}
 	ret = qcow2_open(&qt->img, *st, &options, err);
 	if (ret)
 		storage_close(*st);

@@ -25,6 +25,20 @@
 struct loop;
 struct target;
 
+/*
+ * For a device that is to survive its process (docs/crash-safety.md). The memory outlives the process;
+ * see struct qcow2_options for what a target does with it. A target without state in memory that could be
+ * lost (null, loop) ignores the log.
+ */
+struct target_recovery {
+	void *log_base;
+	uint64_t log_bytes;
+	const void *identity; /* at most 256 bytes */
+	uint64_t identity_bytes;
+	bool replay;	  /* the process that served this device before has died */
+	bool locked;	  /* QEMU's image locks are held by the process that watches this one */
+};
+
 /* How `add` wants it opened. Strings belong to the caller and outlive the target. */
 struct target_options {
 	const char *path; /* image or device; NULL for null */
@@ -34,6 +48,7 @@ struct target_options {
 	unsigned depth;		   /* requests in flight in each queue, at most */
 	uint64_t cache_size_bytes; /* 0: the target's default */
 	uint64_t size_bytes;	   /* null: device size; 0: default */
+	const struct target_recovery *recovery; /* NULL: none */
 };
 
 /* What the device can do; filled in by open(), constant afterwards but for size_bytes on a resize. */

@@ -41,6 +41,7 @@
 #define QUICK_MS   10000 /* commands that wait for nobody */
 #define START_MS   60000 /* reads the partition table, through the target */
 #define LINGER_MS  2000
+#define RECOVERY_MS 30000 /* for the last of a dead process to go */
 #define NODE_MS	   10000
 
 struct slot {
@@ -389,12 +390,13 @@ int ublk_ctrl_queue_affinity(struct ublk_ctrl *ctrl, uint32_t id, unsigned queue
 	return call_driver(ctrl, &call, err);
 }
 
-int ublk_ctrl_start(struct ublk_ctrl *ctrl, uint32_t id, pid_t pid, bool (*given_up)(void *arg),
-		    void *arg, struct error *err)
+/* START_DEV and END_USER_RECOVERY: both wait until every tag is fetched. */
+static int call_with_queues(struct ublk_ctrl *ctrl, const char *name, uint32_t op, uint32_t id,
+			    pid_t pid, bool (*given_up)(void *arg), void *arg, struct error *err)
 {
 	struct call call = {
-		.name = "START_DEV",
-		.op = UBLK_OP_START_DEV,
+		.name = name,
+		.op = op,
 		.id = id,
 		.queue = UBLK_NO_QUEUE,
 		.data = (uint64_t)pid,
@@ -404,6 +406,44 @@ int ublk_ctrl_start(struct ublk_ctrl *ctrl, uint32_t id, pid_t pid, bool (*given
 	};
 
 	return call_driver(ctrl, &call, err);
+}
+
+int ublk_ctrl_start(struct ublk_ctrl *ctrl, uint32_t id, pid_t pid, bool (*given_up)(void *arg),
+		    void *arg, struct error *err)
+{
+	return call_with_queues(ctrl, "START_DEV", UBLK_OP_START_DEV, id, pid, given_up, arg, err);
+}
+
+int ublk_ctrl_recovery_end(struct ublk_ctrl *ctrl, uint32_t id, pid_t pid,
+			   bool (*given_up)(void *arg), void *arg, struct error *err)
+{
+	return call_with_queues(ctrl, "END_USER_RECOVERY", UBLK_OP_END_USER_RECOVERY, id, pid, given_up,
+				arg, err);
+}
+
+int ublk_ctrl_recovery_start(struct ublk_ctrl *ctrl, uint32_t id, struct error *err)
+{
+	uint64_t deadline = now_ms() + RECOVERY_MS;
+	struct call call = {
+		.name = "START_USER_RECOVERY",
+		.op = UBLK_OP_START_USER_RECOVERY,
+		.id = id,
+		.queue = UBLK_NO_QUEUE,
+		.timeout_ms = QUICK_MS,
+	};
+	int ret;
+
+	/* busy: the dead process's files, or its I/O, are not all gone, or it is not dead */
+	while ((ret = call_quietly(ctrl, &call)) == -EBUSY && now_ms() < deadline)
+		sleep_ms(10);
+	if (ret == -EBUSY)
+		return error_set(err, ret,
+				 "ublk device %u is still served, or its last server has I/O under way "
+				 "(waited %u s)",
+				 id, RECOVERY_MS / 1000);
+	if (ret == -EINVAL || ret == -EOPNOTSUPP)
+		return error_set(err, ret, "ublk device %u was made without recovery", id);
+	return ret ? error_set(err, ret, "ublk %s failed: %s", call.name, strerror(-ret)) : 0;
 }
 
 int ublk_ctrl_stop(struct ublk_ctrl *ctrl, uint32_t id, struct error *err)

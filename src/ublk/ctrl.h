@@ -39,6 +39,14 @@ int ublk_ctrl_queue_affinity(struct ublk_ctrl *ctrl, uint32_t id, unsigned queue
  */
 int ublk_ctrl_start(struct ublk_ctrl *ctrl, uint32_t id, pid_t pid, bool (*given_up)(void *arg),
 		    void *arg, struct error *err) must_check;
+/*
+ * The two ends of a recovery. start waits, within a bound, until the process that served the device
+ * is gone and its char device closed; then the device is opened and its tags are fetched as if it were
+ * new, and end waits for them as ublk_ctrl_start() does.
+ */
+int ublk_ctrl_recovery_start(struct ublk_ctrl *ctrl, uint32_t id, struct error *err) must_check;
+int ublk_ctrl_recovery_end(struct ublk_ctrl *ctrl, uint32_t id, pid_t pid,
+			   bool (*given_up)(void *arg), void *arg, struct error *err) must_check;
 /* Enough for STOP_DEV and DEL_DEV, which wait for the I/O in flight. */
 #define UBLK_STOP_MS 60000
 

@@ -16,8 +16,9 @@
  * the driver fails the request and the device goes away. stop() then returns -ETIMEDOUT and the
  * target must be left alone (see struct frontend_ops).
  *
- * User recovery will start in device_serve(): the device is there, in state QUIESCED, and instead
- * of START_DEV the last step is END_USER_RECOVERY.
+ * Recovery (options.recover): the device is there, in state QUIESCED since the process that served it
+ * died, and its I/O waits in the driver. START_USER_RECOVERY stands for adding it, END_USER_RECOVERY
+ * for START_DEV. If that fails the device is left as it is, for the next try.
  */
 #include "target/frontend.h"
 
@@ -47,7 +48,8 @@ struct frontend {
 	struct target *target;
 	struct ublk_ctrl *ctrl;
 	struct ublk_dev_info info; /* as the driver made it */
-	bool added;
+	bool added;	  /* by us: deleted if starting fails, and at the end */
+	bool recovered;
 	int char_fd;
 	int gone_fd;
 	struct ublk_queue **queues;
@@ -74,6 +76,9 @@ static int device_add(struct frontend *f, const struct frontend_options *opts,
 {
 	uint64_t flags = UBLK_F_CMD_IOCTL_ENCODE | path->dev_flags;
 	int ret;
+
+	if (opts->recovery == FRONTEND_RECOVERY_REISSUE)
+		flags |= UBLK_F_USER_RECOVERY | UBLK_F_USER_RECOVERY_REISSUE;
 
 	f->info = (struct ublk_dev_info){
 		.nr_hw_queues = (uint16_t)opts->queues,
@@ -102,6 +107,27 @@ static int device_add(struct frontend *f, const struct frontend_options *opts,
 	if (f->info.nr_hw_queues < opts->queues)
 		log_info("%s: %u queues, as there are no more CPUs", f->device,
 			 f->info.nr_hw_queues);
+	return 0;
+}
+
+/* The device that another process left. */
+static int device_take_over(struct frontend *f, const struct frontend_options *opts, struct error *err)
+{
+	uint32_t id = (uint32_t)opts->id;
+	int ret;
+
+	assert(opts->id >= 0);
+	ret = ublk_ctrl_recovery_start(f->ctrl, id, err);
+	if (!ret)
+		ret = ublk_ctrl_info(f->ctrl, id, &f->info, err);
+	if (ret)
+		return ret;
+	snprintf(f->device, sizeof(f->device), "/dev/ublkb%u", id);
+	if (f->info.nr_hw_queues > f->target->limits.max_queues || f->info.queue_depth > opts->depth)
+		return error_set(err, -EINVAL,
+				 "%s has %u queues of %u requests, which is more than was opened for",
+				 f->device, f->info.nr_hw_queues, f->info.queue_depth);
+	f->recovered = true;
 	return 0;
 }
 
@@ -180,9 +206,13 @@ static int device_serve(struct frontend *f, const struct ublk_data_path *path, s
 	ret = queues_start(f, path, err);
 	if (ret)
 		return ret;
-	ret = ublk_ctrl_start(f->ctrl, f->info.dev_id, getpid(), any_queue_over, f, err);
+	if (f->recovered)
+		ret = ublk_ctrl_recovery_end(f->ctrl, f->info.dev_id, getpid(), any_queue_over, f, err);
+	else
+		ret = ublk_ctrl_start(f->ctrl, f->info.dev_id, getpid(), any_queue_over, f, err);
 	if (ret)
 		return ret;
+	f->added = true;
 	return block_node_wait(f, err);
 }
 
@@ -291,9 +321,13 @@ static int ublk_start(struct frontend **out, struct target *t, const struct fron
 	if (ret)
 		goto fail;
 	path = path_choose(ublk_ctrl_features(f->ctrl));
-	ret = device_add(f, opts, path, buf_bytes, err);
-	if (!ret)
-		ret = ublk_ctrl_set_params(f->ctrl, f->info.dev_id, &params, err);
+	if (opts->recover) {
+		ret = device_take_over(f, opts, err);
+	} else {
+		ret = device_add(f, opts, path, buf_bytes, err);
+		if (!ret)
+			ret = ublk_ctrl_set_params(f->ctrl, f->info.dev_id, &params, err);
+	}
 	if (!ret)
 		ret = device_serve(f, path, err);
 	if (ret)
@@ -338,6 +372,7 @@ static int ublk_busy(const struct frontend *f)
 
 const struct frontend_ops frontend_ublk = {
 	.name = "ublk",
+	.can_recover = true,
 	.probe = ublk_probe,
 	.start = ublk_start,
 	.id = ublk_id,

@@ -14,14 +14,17 @@
  *	ublk-serve busy DEVICE		prints "busy" or "free"
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include "qcow2.h"
 #include "target/frontend.h"
 #include "target/target.h"
 #include "ublk/ublk.h"
@@ -114,10 +117,25 @@ static int serve(const struct target_ops *ops, struct target_options *topts,
 	return 0;
 }
 
+static int log_map(const char *path, struct target_recovery *recovery)
+{
+	int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+
+	if (fd < 0 || ftruncate(fd, QCOW2_LOG_BYTES)) {
+		perror(path);
+		return -1;
+	}
+	recovery->log_bytes = QCOW2_LOG_BYTES;
+	recovery->log_base =
+		mmap(NULL, QCOW2_LOG_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	close(fd);
+	return recovery->log_base == MAP_FAILED ? -1 : 0;
+}
+
 static int usage(void)
 {
 	fprintf(stderr,
-		"usage: ublk-serve [-rb] [-q QUEUES] [-d DEPTH] [-i ID] [-s SIZE] TARGET [PATH]\n"
+		"usage: ublk-serve [-rbRT] [-L LOG] [-q QUEUES] [-d DEPTH] [-i ID] [-s SIZE] TARGET [PATH]\n"
 		"       ublk-serve list | del ID | busy DEVICE\n");
 	return 2;
 }
@@ -128,6 +146,7 @@ int main(int argc, char **argv)
 	struct frontend_options fopts = {
 		.id = -1, .queues = 1, .depth = 64, .run_dir = "/run", .name = "test"};
 	const struct target_ops *ops;
+	struct target_recovery recovery = {.identity = "ublk-serve", .identity_bytes = 10};
 	sigset_t signals;
 	int opt;
 
@@ -137,8 +156,19 @@ int main(int argc, char **argv)
 		return del(argv[2]);
 	if (argc == 3 && !strcmp(argv[1], "busy"))
 		return busy(argv[2]);
-	while ((opt = getopt(argc, argv, "rbq:d:i:s:")) != -1) {
+	while ((opt = getopt(argc, argv, "rbRTL:q:d:i:s:")) != -1) {
 		switch (opt) {
+		case 'R':
+			fopts.recovery = FRONTEND_RECOVERY_REISSUE;
+			break;
+		case 'T':
+			fopts.recover = recovery.replay = true;
+			break;
+		case 'L':
+			if (log_map(optarg, &recovery))
+				return 1;
+			topts.recovery = &recovery;
+			break;
 		case 'r':
 			topts.read_only = true;
 			break;

@@ -103,10 +103,10 @@ static int read_refcount_table(struct check *c)
 	int ret;
 
 	/* What lies past the end of the file is zeros, and need not be held. */
-	if (c->h->rt_offset >= c->file_bytes)
+	if (c->h->rt_offset >= c->stored_bytes)
 		len = 0;
 	else
-		len = min_of(len, align_up(c->file_bytes - c->h->rt_offset, sizeof(be64_t)));
+		len = min_of(len, align_up(c->stored_bytes - c->h->rt_offset, sizeof(be64_t)));
 	c->rt = check_alloc(c, len, "the refcount table");
 	if (!c->rt)
 		return -ENOMEM;
@@ -125,7 +125,7 @@ static int open_image(struct check *c)
 		ret = qcow2_header_check_features(c->h, c->err);
 	if (ret)
 		return ret;
-	c->file_bytes = c->st->size_bytes;
+	c->file_bytes = c->stored_bytes = c->st->size_bytes;
 	c->hclusters = div_up(c->file_bytes, c->h->cluster_bytes);
 	c->capacity = c->hclusters + 1;
 	c->res->total_clusters = div_up(c->h->size_bytes, c->h->cluster_bytes);
@@ -186,6 +186,7 @@ int qcow2_check(struct storage *st, const struct qcow2_check_options *opts,
 		.res = res,
 		.err = err,
 		.memory_left = opts->memory_bytes ? opts->memory_bytes : QCOW2_CHECK_DEFAULT_MEMORY,
+		.work_left = opts->work_bytes ? opts->work_bytes : UINT64_MAX,
 		.block_index = UINT64_MAX,
 	};
 	int ret;

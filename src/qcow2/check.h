@@ -35,6 +35,11 @@ enum qcow2_finding {
 struct qcow2_check_options {
 	enum qcow2_repair repair;
 	uint64_t memory_bytes; /* bound of what the check may allocate; 0: the default */
+	/*
+	 * Bound of the bytes of L2 tables looked at, or 0. In a hostile image all entries of all L1
+	 * tables may lead to the same few tables, so that a small file takes forever.
+	 */
+	uint64_t work_bytes;
 	/* Called for each finding, or NULL; @text is printable and has no newline. */
 	void (*finding)(void *arg, enum qcow2_finding kind, const char *text);
 	/* Called now and then; @done of @total, in units of nothing in particular. Or NULL. */

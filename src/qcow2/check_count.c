@@ -376,7 +376,6 @@ static int check_l2(struct walk *w, be64_t *table)
 	int ret = 0;
 
 	w->next_contiguous = 0;
-	w->changed = false;
 	w->copied_fixed = 0;
 	while (!ret) {
 		if (plain)
@@ -454,6 +453,17 @@ static bool copied_l1_entry(struct walk *w, uint64_t index, int *ret)
 	return true;
 }
 
+static int spend(struct check *c)
+{
+	if (c->work_left < c->h->cluster_bytes)
+		return error_set(c->err, -E2BIG,
+				 "%s: checking would take too long: the same tables are used again "
+				 "and again",
+				 c->st->name);
+	c->work_left -= c->h->cluster_bytes;
+	return 0;
+}
+
 static int walk_table(struct walk *w, void *table, uint64_t offset, uint64_t index)
 {
 	struct check *c = w->c;
@@ -464,8 +474,13 @@ static int walk_table(struct walk *w, void *table, uint64_t offset, uint64_t ind
 		ret = count_l1_entry(w, be64_get(w->l1[index]));
 	if (!ret && copied)
 		w->copied = copied_l1_entry(w, index, &ret);
-	if (!ret)
-		ret = check_l2(w, table);
+	w->changed = false;
+	/* Past the end of the file is nothing. */
+	if (!ret && offset < c->stored_bytes) {
+		ret = spend(c);
+		if (!ret)
+			ret = check_l2(w, table);
+	}
 	if (!ret && w->changed) {
 		ret = repair_table_write(c, offset + w->changed_first,
 					 (uint8_t *)table + w->changed_first,
@@ -521,9 +536,9 @@ static int walk_l1_at(struct walk *w, uint64_t offset, uint64_t entries)
 		if (ret)
 			return ret;
 	}
-	if (offset >= c->file_bytes)
+	if (offset >= c->stored_bytes)
 		return 0;
-	len = min_of(len, align_up(c->file_bytes - offset, sizeof(be64_t)));
+	len = min_of(len, align_up(c->stored_bytes - offset, sizeof(be64_t)));
 	if (c->whole)
 		return walk_l1(w, (const be64_t *)(c->whole + offset), len / sizeof(be64_t));
 	l1 = check_alloc(c, len, "an L1 table");

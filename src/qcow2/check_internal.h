@@ -49,14 +49,16 @@ struct check {
 	const struct qcow2_check_options *opts;
 	struct qcow2_check_result *res;
 	struct error *err;
-	uint64_t memory_left;
+	uint64_t memory_left, work_left;
 	uint64_t progress_done, progress_total;
 
-	uint64_t file_bytes;
-	uint64_t hclusters; /* those that are compared: the file's, and one if something reaches
-			       past */
-	uint64_t capacity;  /* clusters that counts and ones have room for: hclusters + 1 at the
-			       start */
+	uint64_t file_bytes;   /* where references may point; longer than what is stored while
+				  planning */
+	uint64_t stored_bytes; /* what can be read; zeros follow */
+	uint64_t hclusters;    /* those that are compared: the file's, and one if something reaches
+				  past */
+	uint64_t capacity;     /* clusters that counts and ones have room for: hclusters + 1 at the
+				  start */
 
 	uint8_t *whole; /* a small file, followed by a cluster of zeros and more; NULL: a large one
 			 */

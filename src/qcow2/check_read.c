@@ -26,7 +26,7 @@
 
 int check_view_open(struct check *c)
 {
-	uint64_t len = align_up(c->file_bytes, ALIGN);
+	uint64_t len = align_up(c->stored_bytes, ALIGN);
 	int ret;
 
 	if (len > WHOLE_MAX_BYTES)
@@ -48,7 +48,8 @@ int check_read(struct check *c, uint64_t offset, void *buf, uint64_t len_bytes)
 {
 	uint64_t block = max_of(c->st->block_bytes, 512u);
 	uint64_t start = align_down(offset, block);
-	uint64_t in_file = offset < c->file_bytes ? min_of(len_bytes, c->file_bytes - offset) : 0;
+	uint64_t in_file =
+		offset < c->stored_bytes ? min_of(len_bytes, c->stored_bytes - offset) : 0;
 	void *bounce;
 	int ret;
 
@@ -163,7 +164,7 @@ static void run_fill(struct table_iter *it, struct run *r)
 	r->start = align_down(r->offset, block);
 	end = align_up(r->offset + ((uint64_t)r->tables << c->h->cluster_bits), block);
 	co_latch_init(&r->latch);
-	if (r->start >= c->file_bytes) {
+	if (r->start >= c->stored_bytes) {
 		memset(r->buf, 0, end - r->start);
 		r->reading = false;
 		return;

@@ -220,7 +220,11 @@ int repair_run(struct check *c)
 
 int qcow2_repair_dirty(struct storage *st, struct qcow2_header *h, struct error *err)
 {
-	const struct qcow2_check_options opts = {.repair = QCOW2_REPAIR_ALL};
+	/* Attaching takes bounded time, whatever the image. */
+	const struct qcow2_check_options opts = {
+		.repair = QCOW2_REPAIR_ALL,
+		.work_bytes = 8 * GiB + 64 * min_of(st->size_bytes, (uint64_t)1 << 50),
+	};
 	struct qcow2_check_result res;
 	int ret = qcow2_check(st, &opts, &res, err);
 

@@ -291,7 +291,7 @@ static int adopt(struct check *c, struct plan *p)
 	c->rt = p->rt;
 	c->rt_entries = (uint32_t)(p->rt_clusters * (c->h->cluster_bytes / sizeof(be64_t)));
 	p->rt = NULL;
-	c->file_bytes = c->st->size_bytes;
+	c->file_bytes = c->stored_bytes = c->st->size_bytes;
 	c->hclusters = div_up(c->file_bytes, c->h->cluster_bytes);
 	c->rebuild = false;
 	free(c->whole);

@@ -203,6 +203,37 @@ static void test_memory_bound(void **state)
 	assert_non_null(strstr(error.text, "more than the bound allows"));
 }
 
+/* One table behind every L1 entry: a small file that would take forever, were there more entries.
+ */
+static void test_work_bound(void **state)
+{
+	struct qcow2_check_options options = {.work_bytes = 100 * CLUSTER};
+
+	make();
+	memcpy(disk.data + 36, "\0\0\2\0", 4); /* 512 entries */
+	for (unsigned i = 0; i < 512; i++)
+		put64(L1 + 8 * i, L2);
+	assert_int_equal(qcow2_check(&disk.st, &options, &result, &error), -E2BIG);
+	assert_non_null(strstr(error.text, "would take too long"));
+	error = (struct error){0};
+	options.work_bytes = 512 * CLUSTER;
+	assert_int_equal(qcow2_check(&disk.st, &options, &result, &error), 0);
+}
+
+/* A repair that makes the file longer, of an image whose L1 table goes past its end. */
+static void test_repair_grows_file(void **state)
+{
+	make();
+	put64(40, DATA + (CLUSTERS - 1) * CLUSTER);
+	memcpy(disk.data + 36, "\0\0\3\350", 4); /* 1000 entries, 512 of them in the file */
+	memset(disk.data + BLOCK, 0, CLUSTER);
+	for (unsigned i = 0; i < 512; i++)
+		put64(DATA + (CLUSTERS - 1) * CLUSTER + 8 * i, i < CLUSTERS + 5 ? i * CLUSTER : 0);
+	memory_copy(&work, &disk);
+	assert_int_equal(check(&work, QCOW2_REPAIR_ALL), 0);
+	assert_true(work.st.size_bytes > disk.st.size_bytes);
+}
+
 /* Every read fails in turn: an error, or a finding that says that something was not checked. */
 static void test_read_errors(void **state)
 {
@@ -482,6 +513,8 @@ int main(void)
 		cmocka_unit_test(test_counts_grow),
 		cmocka_unit_test(test_too_many_references),
 		cmocka_unit_test(test_memory_bound),
+		cmocka_unit_test(test_work_bound),
+		cmocka_unit_test(test_repair_grows_file),
 		cmocka_unit_test(test_read_errors),
 		cmocka_unit_test(test_not_for_unknown_features),
 		cmocka_unit_test(test_read_only),

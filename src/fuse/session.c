@@ -85,10 +85,12 @@ struct slot {
 	struct session *session;
 	struct list list;  /* free */
 	struct loop_op op; /* read, then write */
+	struct loop_op cancel_op; /* of the read */
 	uint8_t *page;	   /* see above */
 	uint64_t unique;   /* the kernel's number of the request */
 	fuse_req_t req;
 	struct flat_io io;
+	bool reading;	   /* op is, waiting for a request */
 	bool at_work;	   /* io is in flight */
 	bool replying;	   /* op is, with the reply */
 	const void *reply; /* for a second try */
@@ -117,7 +119,7 @@ struct session {
 	unsigned reads_wanted;
 	unsigned reads_hit; /* since the last poll */
 	bool polling;
-	bool cancelling; /* the poll */
+	unsigned cancelling; /* cancellations in flight, of the poll and of reads */
 	bool dry;	 /* a read found nothing: poll when the others are back */
 	bool quitting, ended;
 
@@ -274,6 +276,7 @@ static void slot_read(struct loop_op *op, int res, uint32_t cqe_flags)
 	struct slot *slot = container_of(op, struct slot, op);
 	struct session *s = slot->session;
 
+	slot->reading = false;
 	s->reading--;
 	if (res > 0) {
 		s->reads_hit++;
@@ -351,16 +354,39 @@ static void session_fetch(struct session *s)
 				   REQUEST_HEAD_BYTES + s->payload_max, 0);
 		sqe->flags |= flags;
 		loop_sqe_bind(sqe, &slot->op);
+		slot->reading = true;
 		s->reading++;
 	}
 }
 
+static void cancelled(struct session *s)
+{
+	s->cancelling--;
+	session_check_end(s);
+}
+
 static void poll_cancelled(struct loop_op *op, int res, uint32_t cqe_flags)
 {
-	struct session *s = container_of(op, struct session, cancel_op);
+	cancelled(container_of(op, struct session, cancel_op));
+}
 
-	s->cancelling = false;
-	session_check_end(s);
+static void read_cancelled(struct loop_op *op, int res, uint32_t cqe_flags)
+{
+	cancelled(container_of(op, struct slot, cancel_op)->session);
+}
+
+/*
+ * The kernel may keep a read of an empty connection waiting, although it is not to block. One that has
+ * got a request in the meantime serves it.
+ */
+static void read_cancel(struct slot *slot)
+{
+	struct io_uring_sqe *sqe = loop_sqe(slot->session->loop, &slot->cancel_op);
+
+	slot->session->cancelling++;
+	slot->cancel_op.complete = read_cancelled;
+	io_uring_prep_cancel(sqe, &slot->op, 0);
+	loop_sqe_bind(sqe, &slot->cancel_op);
 }
 
 void session_quit(struct session *s)
@@ -371,12 +397,15 @@ void session_quit(struct session *s)
 		return;
 	s->quitting = true;
 	if (s->polling) {
-		s->cancelling = true;
+		s->cancelling++;
 		s->cancel_op.complete = poll_cancelled;
 		sqe = loop_sqe(s->loop, &s->cancel_op);
 		io_uring_prep_poll_remove(sqe, (uint64_t)(uintptr_t)&s->poll_op);
 		loop_sqe_bind(sqe, &s->cancel_op);
 	}
+	for (unsigned i = 0; i < s->params.depth; i++)
+		if (s->slots[i].reading)
+			read_cancel(&s->slots[i]);
 	session_check_end(s);
 }
 

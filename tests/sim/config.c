@@ -116,6 +116,9 @@ void run_config_make(struct run_config *cfg, enum run_profile profile, uint64_t 
 	cfg->open.no_lock = true;
 	cfg->open.cache_size_bytes = rng_chance(&r, 70) ? rng_range(&r, 1, 8) * 4096 : 0;
 	cfg->open.writeback_delay_ms = delays_ms[rng_below(&r, ARRAY_LEN(delays_ms))];
+	if (rng_chance(&r, 50))
+		cfg->log_bytes = rng_chance(&r, 50) ? 128 * KiB : MiB;
+	cfg->reissue_percent = rng_chance(&r, 70) ? 100 : rng_range(&r, 0, 100);
 	cfg->open.max_inflight = cfg->queues * cfg->depth;
 }
 

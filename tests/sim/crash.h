@@ -21,6 +21,9 @@
  * itself is in doubt from the start. A value is dropped from the chain only by a durable one that
  * landed later.
  *
+ * What a killed process had submitted and was not told of counts as completed when it was killed,
+ * by as much of it as has landed: a sync of the next process covers it.
+ *
  * The files of a disk crash together; each persists by its own syncs.
  */
 #ifndef SIM_CRASH_H

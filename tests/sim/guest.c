@@ -134,7 +134,7 @@ void guest_settle(struct guest *g)
 
 /* ---- the order of the writes to a sector ---- */
 
-/* When it was over: it cannot take effect later. Until then it may, even if a read has seen it. */
+/* When it was over: it cannot take effect later. Until then it may, though a read has seen it. */
 static uint64_t ref_end(const struct guest *g, const struct guest_ref *r)
 {
 	return g->ops.at[r->op].done;
@@ -148,7 +148,7 @@ static uint64_t ref_effect(const struct guest *g, const struct guest_ref *r)
 
 	if (op->op == BLK_DISCARD)
 		return SIM_NEVER;
-	return op->failed ? r->seen : min_of(r->seen, op->done);
+	return op->failed ? r->seen : op->done;
 }
 
 /* Whether what @end says, or a settled race with @loses_to, puts a value before @later. */
@@ -214,7 +214,7 @@ static bool check_read_sector(struct guest *g, const struct guest_op *read, uint
 		found = r;
 	}
 	if (matches == 1) {
-		if (found)
+		if (found && g->ops.at[found->op].done < read->submit)
 			found->seen = min_of(found->seen, read->done);
 		settle_race(g, sec, read, found);
 	}

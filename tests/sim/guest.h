@@ -6,11 +6,11 @@
  * completion. A write stamps each sector with the sector's number and its own; a zero sector is the
  * value 0. From that follow, for each sector, the values allowed in a live read and after a crash.
  *
- * Live: a sector is a register. A read may return what any write put there that was submitted
- * before the read completed, unless a later one certainly replaced it: that one began after the
- * first had ended, and had taken effect before the read began. A write has taken effect when it
- * completed, or once a read has returned its value. A read that overlapped no write settles which
- * of several concurrent writes came last.
+ * Live: a read may return what any write put there that was submitted before the read completed,
+ * unless a later one certainly replaced it: that one began after the first had completed, and had
+ * itself completed before the read began. While a write is in flight, reads may see it or not, also
+ * in turns, as on any disk. A read that overlapped no write settles which of several concurrent
+ * writes came last, and what became of a failed one.
  *
  * After a crash at T: what was durable at the latest, and anything that was submitted before T and
  * not certainly replaced by something durable. A write is durable when it completed before the
@@ -37,7 +37,7 @@ struct guest_op {
 struct guest_ref {
 	uint32_t op;	   /* index in ops */
 	uint32_t loses_to; /* a read settled that this op came later; GUEST_NONE: not known */
-	uint64_t seen;	   /* when a read first returned it; or SIM_NEVER */
+	uint64_t seen;	   /* by a read that began after it was over: when; or SIM_NEVER */
 };
 
 struct guest_sector {

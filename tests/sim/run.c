@@ -5,6 +5,7 @@
 #include "run.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -63,6 +64,7 @@ static void slot_start(struct loop_msg *msg)
 	uint64_t sector = s->req.offset_bytes / SECTOR_BYTES;
 	uint64_t sectors = s->req.len_bytes / SECTOR_BYTES;
 
+	s->started = true;
 	s->number = guest_submit(&r->guest, s->req.op, s->req.flags, sector, sectors,
 				 simdisk_mark(r->disk));
 	for (uint64_t i = 0; i < sectors; i++) {
@@ -81,6 +83,7 @@ static void slot_submit(struct slot *s, enum blk_op op, unsigned flags, uint64_t
 
 	assert(!s->busy);
 	s->busy = true;
+	s->started = false;
 	r->inflight++;
 	s->req.op = op;
 	s->req.flags = flags;
@@ -300,15 +303,24 @@ static void report_hang(struct run *r, const char *what)
 		 r->inflight);
 }
 
-/* Steps until @done(@arg), or nothing more can happen. */
-static void pump(struct run *r, bool (*done)(struct run *r, void *arg), void *arg)
+/* Steps until @done(@arg), or @steps are over (false), or nothing more can happen. */
+static bool pump_steps(struct run *r, bool (*done)(struct run *r, void *arg), void *arg,
+		       uint64_t steps)
 {
 	while (!r->failed && !done(r, arg)) {
+		if (!steps--)
+			return false;
 		if (!step(r))
 			report_hang(r, "stuck");
 		else if (r->steps > RUN_MAX_STEPS)
 			report_hang(r, "still busy");
 	}
+	return true;
+}
+
+static void pump(struct run *r, bool (*done)(struct run *r, void *arg), void *arg)
+{
+	pump_steps(r, done, arg, UINT64_MAX);
 }
 
 static bool requests_done(struct run *r, void *arg)
@@ -442,15 +454,10 @@ static int loops_make(struct run *r, struct error *err)
 	return 0;
 }
 
-int run_open(struct run *r, struct error *err)
+static int queues_start(struct run *r, struct error *err)
 {
 	int ret;
 
-	ret = loops_make(r, err);
-	if (!ret)
-		ret = qcow2_open(&r->img, &r->file->storage, &r->cfg.open, err);
-	if (ret)
-		return ret;
 	if (qcow2_size_bytes(r->img) != r->guest.sectors * SECTOR_BYTES)
 		run_fail(r, "the size is %" PRIu64, qcow2_size_bytes(r->img));
 	ret = qcow2_set_metadata_loop(r->img, r->loops[0], err);
@@ -464,8 +471,139 @@ int run_open(struct run *r, struct error *err)
 	}
 	for (unsigned i = 0; i < r->nslots; i++)
 		memset(r->slots[i].req.priv, 0, qcow2_request_bytes());
+	return ret;
+}
+
+int run_open(struct run *r, struct error *err)
+{
+	struct qcow2_options *opts = &r->cfg.open;
+	int ret = loops_make(r, err);
+
+	if (!ret && r->cfg.log_bytes) {
+		r->log = sim_memalign(4096, r->cfg.log_bytes);
+		memset(r->log, 0, r->cfg.log_bytes);
+		opts->log_base = r->log;
+		opts->log_bytes = r->cfg.log_bytes;
+		opts->log_identity = "simulated";
+		opts->log_identity_bytes = 9;
+	}
+	if (!ret)
+		ret = qcow2_open(&r->img, &r->file->storage, opts, err);
+	if (!ret)
+		ret = queues_start(r, err);
 	r->opened = simdisk_mark(r->disk);
 	return ret;
+}
+
+/* ---- kill and recover ---- */
+
+/* Nothing of the dead process runs any more; its memory stays where it is. */
+static void process_dies(struct run *r)
+{
+	simdisk_kill(r->disk);
+	simdisk_mark(r->disk);
+	r->img = NULL;
+	for (unsigned q = 0; q < RUN_MAX_QUEUES; q++)
+		r->queues[q] = NULL;
+	r->kills++;
+}
+
+void run_kill(struct run *r, unsigned requests, uint64_t steps)
+{
+	r->left = requests;
+	pump_steps(r, requests_done, NULL, steps);
+	r->left = 0;
+	if (!r->failed)
+		process_dies(r);
+}
+
+static void recover_open(struct co_task *task)
+{
+	struct inside *in = container_of(task, struct inside, task);
+	struct run *r = in->run;
+
+	in->ret = qcow2_open(&r->img, &r->file->storage, &r->cfg.open, &in->err);
+	in->done = true;
+}
+
+/* On the queue's loop: a request that the dead process had been given. */
+static void slot_reissue(struct loop_msg *msg)
+{
+	struct slot *s = container_of(msg, struct slot, msg);
+
+	qcow2_submit(s->run->queues[s->queue], &s->req);
+}
+
+static void reissue_all(struct run *r)
+{
+	for (unsigned i = 0; i < r->nslots; i++) {
+		struct slot *s = &r->slots[i];
+
+		if (!s->busy)
+			continue;
+		if (s->started && !rng_chance(&r->rng, r->cfg.reissue_percent)) {
+			guest_done(&r->guest, s->number, -EIO, simdisk_mark(r->disk));
+			s->busy = false;
+			r->inflight--;
+			continue;
+		}
+		s->msg.fn = s->started ? slot_reissue : slot_start;
+		loop_post(r->queue_loops[s->queue], &s->msg);
+	}
+}
+
+bool run_recover(struct run *r, uint64_t steps)
+{
+	struct inside *in = inside_make(r);
+	struct error err = {0};
+	int ret;
+
+	r->cfg.open.log_recover = true;
+	ret = loops_make(r, &err);
+	in->task.fn = recover_open;
+	if (!ret) {
+		loop_spawn(r->loops[0], &in->task);
+		if (!pump_steps(r, inside_done, in, steps)) {
+			process_dies(r);
+			return false;
+		}
+	}
+	if (r->failed)
+		return true;
+	if (!ret && in->ret)
+		ret = error_set(&err, in->ret, "%s", error_text(&in->err, in->ret));
+	if (!ret)
+		ret = queues_start(r, &err);
+	if (ret)
+		run_fail(r, "recover: %s", error_text(&err, ret));
+	else
+		reissue_all(r);
+	return true;
+}
+
+static bool a_slot_free(struct run *r, void *arg)
+{
+	return r->inflight < r->nslots;
+}
+
+static bool slot_done(struct run *r, void *arg)
+{
+	return !((struct slot *)arg)->busy;
+}
+
+void run_read_all(struct run *r)
+{
+	for (uint64_t at = 0; at < r->guest.sectors && !r->failed; at += r->cfg.max_sectors) {
+		struct slot *s;
+
+		pump(r, a_slot_free, NULL);
+		if (r->failed)
+			return;
+		s = free_slot(r);
+		slot_submit(s, BLK_READ, 0, at,
+			    min_of((uint64_t)r->cfg.max_sectors, r->guest.sectors - at));
+		pump(r, slot_done, s);
+	}
 }
 
 void run_close(struct run *r)
@@ -547,6 +685,7 @@ void run_free(struct run *r)
 	assert(!r->inflight && !r->img);
 	for (unsigned i = 0; i < r->nloops; i++)
 		loop_destroy(r->loops[i]);
+	sim_free(r->log);
 	for (unsigned i = 0; i < r->nslots; i++) {
 		sim_free(r->slots[i].mem);
 		sim_free(r->slots[i].req.priv);

@@ -37,7 +37,10 @@ struct run_config {
 	struct qcow2_create_options create;
 	struct qcow2_options open;
 	unsigned queues, depth, requests;
-	bool meta_apart;   /* the metadata loop serves no queue */
+	bool meta_apart;	  /* the metadata loop serves no queue */
+	uint64_t log_bytes;	  /* of the recovery log; 0: none */
+	unsigned kills;		  /* how often the process is killed during the run */
+	unsigned reissue_percent; /* of requests in flight at a kill; the others fail */
 	bool close_inside; /* close in a coroutine, so that its I/O is scheduled like any other */
 	bool can_punch, no_zero;
 	unsigned max_sectors; /* of a request */
@@ -60,7 +63,7 @@ struct slot {
 	struct blk_request req;
 	struct loop_msg msg;
 	uint32_t number;
-	bool busy;
+	bool busy, started;
 	int ret;
 	uint8_t *mem;
 };
@@ -80,6 +83,8 @@ struct run {
 	unsigned nslots, inflight, left;
 	uint64_t stream_sector; /* where sequential requests go on */
 	uint64_t steps;
+	uint8_t *log;	 /* the recovery log's memory */
+	unsigned kills;	 /* so far */
 	uint64_t opened; /* time when the image was open */
 	unsigned errors; /* requests that failed */
 	unsigned flush_errors;
@@ -102,6 +107,18 @@ void run_requests(struct run *r, unsigned requests);
 void run_end_fault(struct run *r);
 /* One request, of the caller's choice, alone; its result. */
 int run_one(struct run *r, enum blk_op op, unsigned flags, uint64_t sector, uint64_t sectors);
+/*
+ * Steps through random requests, @requests in all, and kills the process after @steps. What it had
+ * in memory is gone, but for the log; its loops, coroutines and memory are left behind.
+ */
+void run_kill(struct run *r, unsigned requests, uint64_t steps);
+/*
+ * A new process recovers: opens the image with the log, starts queues, and issues the requests
+ * again that were in flight. Killed once more after @steps, unless it is done by then: false.
+ */
+bool run_recover(struct run *r, uint64_t steps);
+/* Reads the whole disk, while other requests may be in flight. */
+void run_read_all(struct run *r);
 /* Queues, metadata loop, image; close_ret is qcow2_close()'s. */
 void run_close(struct run *r);
 /* From any point; an image that is still open is closed without looking. */

@@ -27,6 +27,7 @@
 #include "base/math.h"
 #include "explore.h"
 #include "faults.h"
+#include "kills.h"
 #include "mutants.h"
 
 struct options {
@@ -34,6 +35,7 @@ struct options {
 	uint64_t seed, states, seconds, runs;
 	const char *mutant;
 	struct fault_plan fault;
+	bool kills;
 };
 
 static double now(void)
@@ -116,6 +118,8 @@ static bool deterministic(const struct run_config *cfg, uint64_t digest)
 
 static bool run_any(struct run *r, struct run_config *cfg, const struct options *o)
 {
+	if (o->kills)
+		return kills_whole(r, cfg, o->mutant);
 	if (o->fault.mode == FAULT_NONE)
 		return run_whole(r, cfg, o->mutant);
 	cfg->requests = min_of(cfg->requests, FAULT_MAX_REQUESTS);
@@ -272,6 +276,7 @@ static int mutant_child(int mutant, uint64_t states, int out)
 	struct explorer e;
 	bool ok = true;
 	uint64_t seed = 1;
+	unsigned kills;
 
 	mutant_set(mutant);
 	if (explorer_init(&e))
@@ -285,7 +290,8 @@ static int mutant_child(int mutant, uint64_t states, int out)
 				continue;
 			ok = explore_seed(&e, p, seed);
 		}
-		ok = ok && mutant_fault(&e, seed);
+		ok = ok && mutant_fault(&e, seed) &&
+		     kills_explore(&e, seed % 2 ? RUN_TINY : RUN_SMALL, seed, &kills);
 		dprintf(out, "%" PRIu64 "\n", e.explored);
 	}
 	return !ok;
@@ -361,7 +367,8 @@ static int command_mutants(const struct options *o)
 
 static int usage(void)
 {
-	fprintf(stderr, "usage: sim explore|replay|run|faults|memory|mutants ...; see sim.c\n");
+	fprintf(stderr,
+		"usage: sim explore|replay|run|faults|kills|memory|mutants ...; see sim.c\n");
 	return 2;
 }
 
@@ -379,6 +386,8 @@ static bool option(struct options *o, const char *name, const char *value)
 		o->seconds = strtoull(value, NULL, 10);
 	else if (!strcmp(name, "--runs"))
 		o->runs = strtoull(value, NULL, 10);
+	else if (!strcmp(name, "--kills"))
+		o->kills = true;
 	else if (!strcmp(name, "--fault"))
 		return fault_plan_parse(&o->fault, value);
 	else if (!strcmp(name, "--mutant") && mutant_find(value) > 0) {
@@ -421,6 +430,8 @@ int main(int argc, char **argv)
 		ret = command_run(n, args, &o);
 	else if (!strcmp(argv[1], "faults"))
 		ret = faults_run(o.seed, o.runs, o.seconds);
+	else if (!strcmp(argv[1], "kills"))
+		ret = kills_run(o.seed, o.runs, o.seconds);
 	else if (!strcmp(argv[1], "memory"))
 		ret = memory_run();
 	else if (!strcmp(argv[1], "mutants"))

@@ -213,18 +213,16 @@ static void land(struct sim_op *op)
 	struct simfile *f = file_of(op);
 
 	op->land = event(op->disk, SIM_LAND, op);
-	if (op->op == STORAGE_READ) {
+	if (op->op == STORAGE_READ && !op->killed)
 		payload_walk(op->io, op, read_deliver);
+	if (op->op == STORAGE_READ || op->op == STORAGE_SYNC)
 		return;
-	}
-	if (op->op == STORAGE_SYNC)
-		return;
-	if (op->op == STORAGE_WRITE)
+	if (op->op == STORAGE_WRITE && !op->killed)
 		payload_walk(op->io, op, recapture);
-	if (op->ret)
+	if (op->ret || op->killed)
 		choose_landed(op);
 	land_sectors(op);
-	if (op->op != STORAGE_TRUNCATE || (op->ret && !op->landed_size))
+	if (op->op != STORAGE_TRUNCATE || ((op->ret || op->killed) && !op->landed_size))
 		return;
 	/* also what landed from writes that were submitted after this */
 	for (uint64_t s = op->sector + op->sectors; s < f->live.n; s++)
@@ -232,16 +230,26 @@ static void land(struct sim_op *op)
 	resize_live(f, op, op->size_bytes);
 }
 
-static void finish_done(struct sim_op *op)
+static void account_done(struct sim_op *op)
 {
 	struct simdisk *d = op->disk;
-	struct storage *st = &file_of(op)->storage;
-	struct storage_io *io = op->io;
 
 	op->done = event(d, SIM_DONE, op);
 	op->io = NULL;
 	d->undone--;
 	d->undone_failing -= op->ret != 0;
+	for (size_t i = 0; i < d->told.n; i++) {
+		if (d->told.at[i] == op)
+			d->told.at[i] = d->told.at[--d->told.n];
+	}
+}
+
+static void finish_done(struct sim_op *op)
+{
+	struct storage *st = &file_of(op)->storage;
+	struct storage_io *io = op->io;
+
+	account_done(op);
 	if (op->resized && op->op == STORAGE_TRUNCATE)
 		st->size_bytes = op->size_bytes;
 	else if (op->resized && op->resized_bytes > st->size_bytes)
@@ -256,17 +264,46 @@ static void done_msg(struct loop_msg *msg)
 	finish_done(container_of(msg, struct sim_op, msg));
 }
 
-void simdisk_finish(struct simdisk *d, size_t index)
+static void pending_remove(struct simdisk *d, size_t index)
 {
-	struct sim_op *op = d->pending.at[index];
-
 	assert(index < d->pending.n);
 	memmove(&d->pending.at[index], &d->pending.at[index + 1],
 		(d->pending.n - index - 1) * sizeof(*d->pending.at));
 	d->pending.n--;
+}
+
+void simdisk_finish(struct simdisk *d, size_t index)
+{
+	struct sim_op *op = d->pending.at[index];
+
+	pending_remove(d, index);
 	land(op);
 	op->msg.fn = done_msg;
+	vec_push(&d->told, op);
 	loop_post(op->loop, &op->msg);
+}
+
+void simdisk_kill(struct simdisk *d)
+{
+	while (d->pending.n) {
+		struct sim_op *op = d->pending.at[rng_below(&d->rng, d->pending.n)];
+		size_t i = 0;
+
+		while (d->pending.at[i] != op)
+			i++;
+		pending_remove(d, i);
+		op->killed = true;
+		land(op);
+		vec_push(&d->told, op);
+	}
+	while (d->told.n) {
+		d->told.at[0]->killed = true;
+		account_done(d->told.at[0]);
+	}
+	for (size_t i = 0; i < d->files.n; i++) {
+		d->files.at[i]->closed = false;
+		d->files.at[i]->storage.size_bytes = d->files.at[i]->live.size_bytes;
+	}
 }
 
 /* ---- submission ---- */
@@ -432,6 +469,7 @@ void simdisk_destroy(struct simdisk *d)
 	vec_free(&d->events);
 	vec_free(&d->ops);
 	vec_free(&d->pending);
+	vec_free(&d->told);
 	arena_free(&d->arena);
 	sim_free(d);
 }

@@ -57,7 +57,8 @@ struct sim_op {
 	uint64_t size_bytes;	  /* TRUNCATE: the new length */
 	const uint8_t **data;	  /* WRITE: as submitted */
 	const uint8_t **late;	  /* WRITE: as landed, where that differs; or NULL */
-	uint8_t *landed;  /* failed: a flag for each sector that landed all the same; or NULL */
+	uint8_t *landed;  /* failed or killed: a flag for each sector that landed; or NULL: all */
+	bool killed;	  /* its process died: nobody was told */
 	bool landed_size; /* failed TRUNCATE: the length changed all the same */
 	bool resized;	  /* landing changed the file's length, to: */
 	uint64_t resized_bytes;
@@ -104,6 +105,7 @@ struct simdisk {
 	vec(struct sim_op *) ops;
 	vec(struct sim_op *) pending; /* submitted in a loop, not landed, in order of submission */
 	vec(struct simfile *) files;
+	vec(struct sim_op *) told; /* landed, and their loops have been told */
 	struct sim_fault fault;
 	uint64_t failed;	 /* operations that failed by the plan */
 	unsigned undone;	 /* submitted and not done */
@@ -119,6 +121,14 @@ struct simfile *simdisk_file(struct simdisk *d, const char *name, const struct s
 
 /* Lets the pending operation at @index land; its loop will be told. */
 void simdisk_finish(struct simdisk *d, size_t index);
+
+/*
+ * The process that submitted what is under way is killed: each pending operation lands in any part
+ * or not at all, none is reported, and from here on nothing of it lands any more. The files are
+ * open anew for the next process. What has landed can be read, and becomes durable by the next
+ * sync.
+ */
+void simdisk_kill(struct simdisk *d);
 
 /* Puts an event of the caller's into the record and returns its time. */
 uint64_t simdisk_mark(struct simdisk *d);

@@ -332,7 +332,7 @@ static int settle(struct qcow2_image *img, struct error *err)
 
 	if (img->read_only)
 		return 0;
-	ret = storage_sync(img->st); /* rule 16 */
+	ret = mutant(MUTANT_OPEN_WITHOUT_SYNC) ? 0 : storage_sync(img->st); /* rule 16 */
 	if (ret)
 		return error_set(err, ret, "cannot sync: %s", error_text(NULL, ret));
 	if (!(img->hdr.incompatible & QCOW2_INCOMPAT_DIRTY))

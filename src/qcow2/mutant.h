@@ -21,6 +21,8 @@ enum qcow2_mutant {
 	MUTANT_FUA_WITHOUT_MAP,	    /* rule 5 */
 	MUTANT_IGNORE_SYNC_ERROR,   /* rule 6 */
 	MUTANT_NO_GRACE,	    /* rules 4 and 11 */
+	MUTANT_LOG_RETIRED_EARLY,   /* rule 14 */
+	MUTANT_OPEN_WITHOUT_SYNC,   /* rule 16 */
 	MUTANT_COUNT,
 };
 

@@ -188,6 +188,8 @@ void reclog_table(struct qcow2_image *img, enum reclog_type type, uint64_t index
 void reclog_cut(struct qcow2_image *img)
 {
 	img->reclog.cut = img->reclog.head;
+	if (mutant(MUTANT_LOG_RETIRED_EARLY))
+		reclog_pass_done(img);
 }
 
 void reclog_pass_done(struct qcow2_image *img)

@@ -25,6 +25,8 @@ static const char *const names[MUTANT_COUNT] = {
 	NAME(FUA_WITHOUT_MAP),
 	NAME(IGNORE_SYNC_ERROR),
 	NAME(NO_GRACE),
+	NAME(LOG_RETIRED_EARLY),
+	NAME(OPEN_WITHOUT_SYNC),
 };
 
 int mutant_count(void)

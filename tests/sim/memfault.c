@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 #include <sys/types.h>
 
-unsigned memfault_exempt;
+volatile unsigned memfault_exempt;
 
 static bool armed;
 static uint64_t count, fail_number;

@@ -10,8 +10,11 @@
 
 #include <stdint.h>
 
-/* While not 0, allocations are the harness's own: neither counted nor failed. */
-extern unsigned memfault_exempt;
+/*
+ * While not 0, allocations are the harness's own: neither counted nor failed. Volatile, since compilers
+ * know that malloc() does not look at it.
+ */
+extern volatile unsigned memfault_exempt;
 
 /* Starts counting from 0; the allocation number @fail_at (1 is the first) fails, 0: none does. */
 void memfault_arm(uint64_t fail_at);

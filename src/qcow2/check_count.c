@@ -105,6 +105,17 @@ static int count_slow(struct check *c, uint64_t hcluster)
 	return 0;
 }
 
+void check_keep_range(struct check *c, uint64_t offset, uint64_t len)
+{
+	uint64_t first = offset >> c->h->cluster_bits, end;
+
+	if (!checked_add(offset, len, &end))
+		end = UINT64_MAX;
+	end = min_of(div_up(end, c->h->cluster_bytes), c->capacity);
+	for (uint64_t i = first; i < end; i++)
+		c->ones[i / 64] |= (uint64_t)1 << (i % 64);
+}
+
 /* One reference to each cluster that [offset, offset + len) touches. */
 int check_count_range(struct check *c, uint64_t offset, uint64_t len, const char *what)
 {
@@ -120,6 +131,9 @@ int check_count_range(struct check *c, uint64_t offset, uint64_t len, const char
 			      "the %s at 0x%" PRIx64 ", %" PRIu64
 			      " bytes long, goes past the end of the file",
 			      what, offset, len);
+		/* Part of it may be in the file, and be all that is left of a table. */
+		if (c->planning)
+			check_keep_range(c, offset, len);
 		return 0;
 	}
 	for (uint64_t i = offset >> bits; !ret && i <= (end - 1) >> bits; i++)

@@ -82,6 +82,7 @@ struct check {
 		fix_end; /* bytes of the present block that a fix changed; first == end: none */
 	bool quiet;	 /* findings are counted, not reported */
 	bool rebuild;	 /* the refcount structures cannot be repaired in place */
+	bool planning;	 /* ones says where nothing may be put */
 	bool repairing;	 /* references that can be repaired are, while they are counted */
 };
 
@@ -126,6 +127,8 @@ int check_count_data(struct check *c);
 int check_copied(struct check *c, bool repair);
 /* One reference to each cluster that [offset, offset + len) touches. */
 int check_count_range(struct check *c, uint64_t offset, uint64_t len, const char *what);
+/* While planning: nothing may be put where a range lies, as far as there is room for bits. */
+void check_keep_range(struct check *c, uint64_t offset, uint64_t len);
 /* An L1 table of a snapshot, and all that hangs on it. */
 int check_count_l1(struct check *c, uint64_t offset, uint64_t entries);
 bool check_has_data_file(const struct check *c);

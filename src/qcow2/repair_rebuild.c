@@ -3,6 +3,7 @@
  * repair_rebuild.c: new refcount structures, where the old ones are not worth repairing.
  *
  * 1. Everything is counted but the old refcount table and its blocks, which are to go.
+ *    What goes past the end of the file is not counted, but kept clear of.
  * 2. Places for new blocks and a new table are chosen among clusters that nothing refers to, the
  * old structures included: until the switch the old ones stay as they are. Choosing a place makes
  * it counted, which may need one more block, and so on until nothing changes. If the file must
@@ -19,6 +20,9 @@
 #include <string.h>
 
 #include "qcow2/check_internal.h"
+
+/* So far past the end tables are looked for that lie there by mistake: as many clusters as the largest. */
+#define KEEP_AHEAD 65536
 
 struct plan {
 	struct check *c;
@@ -178,7 +182,7 @@ static int plan_once(struct plan *p)
 	int ret;
 
 	plan_reset(p);
-	ret = reserve(p->c, p->c->hclusters + 1);
+	ret = reserve(p->c, p->c->hclusters + KEEP_AHEAD);
 	if (!ret)
 		ret = check_count_data(p->c);
 	do {
@@ -207,6 +211,7 @@ static int make_plan(struct plan *p)
 		else
 			c->ones[i / 64] &= ~bit;
 	}
+	check_keep_range(c, c->h->rt_offset, (uint64_t)c->h->rt_clusters << c->h->cluster_bits);
 	for (;;) {
 		int ret = plan_once(p);
 
@@ -345,7 +350,9 @@ int repair_rebuild(struct check *c)
 	int ret;
 
 	check_finding(c, QCOW2_FINDING_REPAIR, "the refcount structures are built anew");
+	c->planning = true;
 	ret = make_plan(&p);
+	c->planning = false;
 	if (!ret)
 		ret = write_plan(&p);
 	if (!ret)

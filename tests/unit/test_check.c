@@ -225,13 +225,18 @@ static void test_repair_grows_file(void **state)
 {
 	make();
 	put64(40, DATA + (CLUSTERS - 1) * CLUSTER);
-	memcpy(disk.data + 36, "\0\0\3\350", 4); /* 1000 entries, 512 of them in the file */
+	memcpy(disk.data + 36, "\0\0\20\0", 4); /* 4096 entries, 512 of them in the file */
 	memset(disk.data + BLOCK, 0, CLUSTER);
 	for (unsigned i = 0; i < 512; i++)
 		put64(DATA + (CLUSTERS - 1) * CLUSTER + 8 * i, i < CLUSTERS + 5 ? i * CLUSTER : 0);
 	memory_copy(&work, &disk);
 	assert_int_equal(check(&work, QCOW2_REPAIR_ALL), 0);
 	assert_true(work.st.size_bytes > disk.st.size_bytes);
+	/* The part of the table that is there was not taken for free space. */
+	for (unsigned i = 0; i < 512; i++)
+		assert_int_equal(get64(&work, DATA + (CLUSTERS - 1) * CLUSTER + 8 * i) &
+					 ~QCOW2_COPIED,
+				 i < CLUSTERS + 5 ? i * CLUSTER : 0);
 }
 
 /* Every read fails in turn: an error, or a finding that says that something was not checked. */

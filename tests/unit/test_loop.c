@@ -160,6 +160,46 @@ static void test_ping_pong(void **state)
 	loop_destroy(p.loops[1]);
 }
 
+/*
+ * The sender aims at the moment in which the loop has looked at its inbox and is about to wait: it
+ * posts again a short and varying time after its last message was handled.
+ */
+struct aim {
+	struct loop_msg msg;
+	_Atomic unsigned handled;
+};
+
+static void aim_arrive(struct loop_msg *msg)
+{
+	atomic_fetch_add(&container_of(msg, struct aim, msg)->handled, 1);
+}
+
+static void test_wake_race(void **state)
+{
+	struct aim aim = {.msg.fn = aim_arrive};
+	struct loop *loop = make_loop(false, 8, 0);
+	pthread_t thread;
+
+	pthread_create(&thread, NULL, run_thread, loop);
+	for (unsigned i = 0; i < 30000; i++) {
+		uint64_t patience_ns = now_ns() + 10000000000;
+
+		loop_post(loop, &aim.msg);
+		for (unsigned spins = 0; atomic_load(&aim.handled) == i; spins++) {
+			if (spins > 1000) {
+				if (now_ns() > patience_ns)
+					fail_msg("message %u was not handled", i);
+				usleep(10);
+			}
+		}
+		for (volatile unsigned j = 0; j < i % 500; j++)
+			;
+	}
+	loop_stop(loop);
+	join(thread);
+	loop_destroy(loop);
+}
+
 static void test_stop_before_run(void **state)
 {
 	struct loop *loop = make_loop(false, 8, 0);
@@ -339,10 +379,11 @@ static void test_idle_hook(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_flood),		cmocka_unit_test(test_ping_pong),
-		cmocka_unit_test(test_stop_before_run), cmocka_unit_test(test_queue_overflow),
-		cmocka_unit_test(test_file_table),	cmocka_unit_test(test_timers),
-		cmocka_unit_test(test_ringless_timers), cmocka_unit_test(test_idle_hook),
+		cmocka_unit_test(test_flood),	       cmocka_unit_test(test_ping_pong),
+		cmocka_unit_test(test_wake_race),      cmocka_unit_test(test_stop_before_run),
+		cmocka_unit_test(test_queue_overflow), cmocka_unit_test(test_file_table),
+		cmocka_unit_test(test_timers),	       cmocka_unit_test(test_ringless_timers),
+		cmocka_unit_test(test_idle_hook),
 	};
 
 	alarm(120);

@@ -51,7 +51,10 @@ struct loop *loop_self(void);
 
 /* Runs until loop_stop(); 0, or -errno if the ring failed. */
 int loop_run(struct loop *loop) must_check;
-/* From any thread; loop_run() returns after the turn that sees it. */
+/*
+ * From any thread; loop_run() returns after the turn that sees it. That is a pause: what is in flight
+ * stays so, and goes on in the next loop_run(), on the same thread.
+ */
 void loop_stop(struct loop *loop);
 
 /* Ringless only: runs all that is ready until nothing is; true if it did anything. */

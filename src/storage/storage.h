@@ -120,6 +120,10 @@ int storage_punch(struct storage *st, uint64_t offset_bytes, uint64_t len_bytes)
 /* Zeros by STORAGE_ZERO, or by writing them where the backend cannot. */
 int storage_zero(struct storage *st, uint64_t offset_bytes, uint64_t len_bytes) must_check;
 
+/*
+ * Before the loop runs, on its thread, or after its thread has ended; nothing may be in flight. In the
+ * last case the kernel lets go of a file only some time after loop_destroy().
+ */
 int storage_attach(struct storage *st, struct loop *loop, struct error *err) must_check;
 void storage_detach(struct storage *st, struct loop *loop);
 

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 #include <cmocka.h>
@@ -495,13 +496,58 @@ static void test_spawn_order(void **state)
 	loop_destroy(loop);
 }
 
+/* ---- a stack that is too small ---- */
+
+static unsigned __attribute__((noinline)) overflow(const char *start, size_t bytes)
+{
+	volatile char local[256];
+
+	local[0] = 1;
+	if ((size_t)(start - (const char *)local) > bytes)
+		return 0; /* nothing stopped it */
+	return overflow(start, bytes) + (unsigned)local[0];
+}
+
+static void overflow_run(struct co_task *task)
+{
+	char start = 0;
+
+	overflow(&start, (64 << 10) + 2048);
+	_exit(0);
+}
+
+/* It ends the program and does not run into the neighbour's stack. */
+static void test_guard_page(void **state)
+{
+	pid_t child = fork();
+	int status;
+
+	if (!child) {
+		struct loop_params p = {.ringless = true, .coroutines = 4, .stack_bytes = 64 << 10};
+		struct co_task tasks[4];
+		struct loop *loop;
+
+		close(STDERR_FILENO); /* a sanitizer's report is expected */
+		if (loop_create(&loop, &p, NULL))
+			_exit(0);
+		for (int i = 0; i < 4; i++) {
+			tasks[i].fn = overflow_run;
+			loop_spawn(loop, &tasks[i]);
+		}
+		loop_turn(loop);
+		_exit(0);
+	}
+	waitpid(child, &status, 0);
+	assert_int_not_equal(status, 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_crowd),	    cmocka_unit_test(test_crowd_ringless),
 		cmocka_unit_test(test_order),	    cmocka_unit_test(test_mutex_fair),
 		cmocka_unit_test(test_latch),	    cmocka_unit_test(test_calls),
-		cmocka_unit_test(test_spawn_order),
+		cmocka_unit_test(test_spawn_order), cmocka_unit_test(test_guard_page),
 	};
 
 	alarm(120);

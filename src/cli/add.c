@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/math.h"
 #include "cli/cli.h"
@@ -176,6 +177,9 @@ static int image_prepare(struct add *add, struct error *err)
 		ret = target_choose(add, qcow2, err);
 	if (ret)
 		return ret;
+	/* The target finds out as well, but behind a front end that may have more to complain about. */
+	if (!add->config.target_options.read_only && euidaccess(add->path, W_OK))
+		return error_set(err, -errno, "cannot open for writing: %s", strerror(errno));
 	if (add->config.target_options.direct && !direct_works) {
 		cli_note(add->image, "its file system has no direct I/O: the page cache is used");
 		add->config.target_options.direct = false;

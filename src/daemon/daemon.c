@@ -201,6 +201,19 @@ static void process_harden(void)
 static void request_serve(void *arg, struct control_client *client,
 			  const struct control_request *request);
 
+/* Fewer queues than were asked for: @possible with this target, and what the front end made of that. */
+static void queues_note(const struct daemon *d, unsigned possible, struct daemon_report *report)
+{
+	unsigned queues = d->entry.queues;
+	char text[128];
+
+	snprintf(text, sizeof(text), "%u queue%s, not %u: the %s %s no more", queues,
+		 queues == 1 ? "" : "s", d->config.target_options.queues,
+		 queues < possible ? d->entry.frontend : d->entry.target,
+		 queues < possible ? "front end makes" : "target serves");
+	report->note(report, text);
+}
+
 static int device_start(struct daemon *d, struct daemon_report *report, struct error *err)
 {
 	const struct target_options *o = &d->config.target_options;
@@ -212,19 +225,12 @@ static int device_start(struct daemon *d, struct daemon_report *report, struct e
 		.run_dir = d->dir.path,
 		.name = slash ? slash + 1 : d->config.target->name,
 	};
-	char text[128];
 	int ret;
 
 	ret = d->config.target->open(&d->target, o, err);
 	if (ret)
 		return ret;
 	options.queues = min_of(o->queues, d->target->limits.max_queues);
-	if (options.queues < o->queues) {
-		snprintf(text, sizeof(text), "the %s target serves %u queue%s, not %u",
-			 d->config.target->name, options.queues, options.queues == 1 ? "" : "s",
-			 o->queues);
-		report->note(report, text);
-	}
 	ret = d->frontend_ops->start(&d->frontend, d->target, &options, err);
 	/* Its queue is stuck in the target, which so must not be closed; see frontend.h. */
 	if (ret == -ETIMEDOUT)
@@ -236,7 +242,9 @@ static int device_start(struct daemon *d, struct daemon_report *report, struct e
 	d->entry.id = d->frontend_ops->id(d->frontend);
 	snprintf(d->entry.device, sizeof(d->entry.device), "%s",
 		 d->frontend_ops->device(d->frontend));
-	d->entry.queues = options.queues;
+	d->entry.queues = d->frontend_ops->queues(d->frontend);
+	if (d->entry.queues < o->queues)
+		queues_note(d, options.queues, report);
 	d->entry.size_bytes = d->target->limits.size_bytes;
 	d->entry.read_only = d->target->limits.read_only;
 	return entry_write(&d->entry, &d->dir, err);
@@ -298,9 +306,9 @@ int daemon_attach(struct daemon **out, const struct daemon_config *config,
 	d->control.serve = request_serve;
 	d->control.arg = d;
 
-	ret = frontend_choose(d, report, err);
+	ret = statedir_open(&d->dir, true, err);
 	if (!ret)
-		ret = statedir_open(&d->dir, true, err);
+		ret = frontend_choose(d, report, err);
 	if (!ret)
 		ret = entry_fill(d, err);
 	if (!ret)

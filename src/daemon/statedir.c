@@ -109,7 +109,10 @@ int statedir_lock(struct statedir *dir, struct error *err)
 
 void statedir_unlock(struct statedir *dir)
 {
-	if (dir->lock_fd >= 0)
-		close(dir->lock_fd);
+	if (dir->lock_fd < 0)
+		return;
+	/* Explicitly: a child that was forked meanwhile has the lock as well. */
+	flock(dir->lock_fd, LOCK_UN);
+	close(dir->lock_fd);
 	dir->lock_fd = -1;
 }

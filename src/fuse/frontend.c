@@ -400,8 +400,6 @@ static int options_check(const struct target *t, const struct frontend_options *
 		return error_set(err, -EINVAL, "the depth is between 1 and %d", DEPTH_MAX);
 	if (opts->id > (1 << 20) - 1)
 		return error_set(err, -EINVAL, "%d is no number for a device", opts->id);
-	if (opts->queues > 1)
-		log_info("a FUSE file has one queue only");
 	return 0;
 }
 
@@ -459,6 +457,11 @@ static const char *fuse_device(const struct frontend *f)
 	return f->with_loop ? f->loop_path : f->dir.file;
 }
 
+static unsigned fuse_queues(const struct frontend *f)
+{
+	return 1;
+}
+
 static int fuse_gone_fd(const struct frontend *f)
 {
 	return f->gone_fd;
@@ -486,6 +489,7 @@ const struct frontend_ops frontend_fuse = {
 	.start = fuse_start,
 	.id = fuse_id,
 	.device = fuse_device,
+	.queues = fuse_queues,
 	.gone_fd = fuse_gone_fd,
 	.busy = fuse_busy,
 	.stop = frontend_destroy,

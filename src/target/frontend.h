@@ -45,6 +45,8 @@ struct frontend_ops {
 	/* The device number that was given, and its path (/dev/ublkb0, /dev/loop0, or the FUSE file). */
 	int (*id)(const struct frontend *f);
 	const char *(*device)(const struct frontend *f);
+	/* How many queues there are: maybe fewer than were asked for. */
+	unsigned (*queues)(const struct frontend *f);
 	/*
 	 * A file descriptor that polls readable when the device has gone away by itself (deleted from
 	 * outside, unmounted, a queue thread failed); -1: none.

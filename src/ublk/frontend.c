@@ -360,6 +360,11 @@ static const char *ublk_device(const struct frontend *f)
 	return f->device;
 }
 
+static unsigned ublk_queues(const struct frontend *f)
+{
+	return f->info.nr_hw_queues;
+}
+
 static int ublk_gone_fd(const struct frontend *f)
 {
 	return f->gone_fd;
@@ -377,6 +382,7 @@ const struct frontend_ops frontend_ublk = {
 	.start = ublk_start,
 	.id = ublk_id,
 	.device = ublk_device,
+	.queues = ublk_queues,
 	.gone_fd = ublk_gone_fd,
 	.busy = ublk_busy,
 	.stop = frontend_destroy,

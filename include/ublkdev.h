@@ -57,7 +57,7 @@ struct ublkdev_limits {
 };
 
 /*
- * @data is what was passed to ublkdev_start(). Every function but submit may be NULL.
+ * @data is what was passed to ublkdev_start(). Functions other than open and submit may be NULL.
  */
 struct ublkdev_ops {
 	const char *name;     /* for messages */

@@ -71,7 +71,8 @@ struct target_limits {
 struct target_ops {
 	const char *name;
 	size_t request_bytes;	 /* private memory for each request; see blk_request.priv */
-	unsigned coroutines_extra; /* coroutines its queue loop needs besides one for each request */
+	bool callbacks_only; /* a request needs no coroutine of the queue's loop */
+	unsigned coroutines_extra; /* coroutines its queue loop needs besides those of requests */
 
 	/* On error nothing is left open and @err says why. */
 	int (*open)(struct target **out, const struct target_options *opts, struct error *err);

@@ -248,7 +248,7 @@ static int loop_make(struct ublk_queue *q, struct error *err)
 		.name = name,
 		/* every tag commits and starts I/O of its own in one turn */
 		.sq_entries = max_of(2 * q->config.depth, 64u),
-		.coroutines = q->config.depth + ops->coroutines_extra,
+		.coroutines = (ops->callbacks_only ? 0 : q->config.depth) + ops->coroutines_extra,
 	};
 	int ret;
 

@@ -109,6 +109,7 @@ static void forward_queue_stop(struct target *t, unsigned queue)
 }
 
 static const struct target_ops forward_ops = {
+	.callbacks_only = true,
 	.queue_start = forward_queue_start,
 	.submit = forward_submit,
 	.queue_stop = forward_queue_stop,
@@ -261,7 +262,7 @@ static int program_open(struct ublkdev *dev, struct error *err)
 {
 	struct ublkdev_error text = {""};
 	struct ublkdev_limits limits = {0};
-	int ret = dev->ops->open ? dev->ops->open(dev->data, &limits, &text) : -EINVAL;
+	int ret = dev->ops->open(dev->data, &limits, &text);
 
 	if (ret)
 		return error_set(err, ret, "%s", text.text[0] ? text.text : error_text(NULL, ret));

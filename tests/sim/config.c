@@ -118,6 +118,7 @@ void run_config_make(struct run_config *cfg, enum run_profile profile, uint64_t 
 	cfg->open.writeback_delay_ms = delays_ms[rng_below(&r, ARRAY_LEN(delays_ms))];
 	if (rng_chance(&r, 50))
 		cfg->log_bytes = rng_chance(&r, 50) ? 128 * KiB : MiB;
+	cfg->device = profile != RUN_GROW && rng_chance(&r, 15);
 	cfg->reissue_percent = rng_chance(&r, 70) ? 100 : rng_range(&r, 0, 100);
 	cfg->open.max_inflight = cfg->queues * cfg->depth;
 }
@@ -130,6 +131,8 @@ void run_config_print(const struct run_config *cfg)
 	       ", preallocation %d\n",
 	       run_profile_names[cfg->profile], cfg->seed, c->version, c->cluster_bytes,
 	       c->refcount_bits, c->size_bytes, c->preallocation);
+	if (cfg->device)
+		printf("  on a block device\n");
 	printf("  cache %" PRIu64 ", write-back %" PRIu64
 	       " ms, %u queue(s) of %u%s, %u requests of "
 	       "up to %u sectors\n",

@@ -136,7 +136,7 @@ bool faults_whole(struct run *r, const struct run_config *cfg, const struct faul
 {
 	struct judge judge = {0};
 	struct error err = {0};
-	int ret = run_init(r, cfg);
+	int ret = run_init(r, cfg, NULL);
 
 	if (!ret)
 		ret = run_open(r, &err);

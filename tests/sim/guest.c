@@ -117,19 +117,12 @@ static uint32_t op_value(const struct guest *g, uint32_t number)
 	return g->ops.at[number].op == BLK_WRITE ? number : 0;
 }
 
-void guest_settle(struct guest *g)
+void guest_continue(struct guest *g, const uint32_t *values, uint32_t next_number)
 {
-	for (size_t i = 1; i < g->ops.n; i++) {
-		assert(g->ops.at[i].done != SIM_NEVER && !g->ops.at[i].failed);
-		assert(g->ops.at[i].op != BLK_DISCARD);
-	}
-	for (uint64_t s = 0; s < g->sectors; s++) {
-		struct guest_sector *sec = &g->sector[s];
-
-		if (sec->refs.n)
-			sec->base = op_value(g, sec->refs.at[sec->refs.n - 1].op);
-		sec->refs.n = 0;
-	}
+	while (g->ops.n < next_number)
+		vec_push(&g->ops, ((struct guest_op){.op = BLK_READ}));
+	for (uint64_t s = 0; s < g->sectors; s++)
+		g->sector[s].base = values[s];
 }
 
 /* ---- the order of the writes to a sector ---- */

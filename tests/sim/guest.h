@@ -70,10 +70,10 @@ uint32_t guest_submit(struct guest *g, enum blk_op op, unsigned flags, uint64_t 
 		      uint64_t sectors, uint64_t time);
 void guest_done(struct guest *g, uint32_t number, int ret, uint64_t time);
 /*
- * All that was done until now, one request after the other and without an error, becomes the
- * durable beginning: the clock starts anew.
+ * The disk begins with these values, durable, that were written by requests whose numbers are below
+ * @next_number.
  */
-void guest_settle(struct guest *g);
+void guest_continue(struct guest *g, const uint32_t *values, uint32_t next_number);
 
 void guest_stamp(uint8_t *mem, uint64_t sector, uint32_t number);
 uint32_t guest_decode(const uint8_t *mem, uint64_t sector);

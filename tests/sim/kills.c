@@ -46,7 +46,7 @@ bool kills_whole(struct run *r, const struct run_config *cfg, const char *extra)
 	struct judge judge = {0};
 	struct error err = {0};
 	unsigned kills = rng_range(&rng, 1, MAX_KILLS);
-	int ret = run_init(r, cfg);
+	int ret = run_init(r, cfg, NULL);
 	uint32_t flush;
 
 	if (!r->cfg.log_bytes)

@@ -21,7 +21,7 @@ static int open_failing(const struct run_config *cfg, uint64_t n)
 	struct run r;
 	int ret, result = -1;
 
-	if (run_init(&r, cfg)) {
+	if (run_init(&r, cfg, NULL)) {
 		printf("FAILED: %s\n", r.text);
 		return -1;
 	}
@@ -59,7 +59,7 @@ static uint64_t count_allocations(const struct run_config *cfg, bool *ok)
 	struct error err = {0};
 	uint64_t made = 0;
 	struct run r;
-	int ret = run_init(&r, cfg);
+	int ret = run_init(&r, cfg, NULL);
 
 	if (!ret)
 		ret = run_open(&r, &err);

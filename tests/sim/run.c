@@ -9,9 +9,11 @@
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/math.h"
+#include "judge.h"
 #include "ring/co.h"
 
 void run_fail(struct run *r, const char *fmt, ...)
@@ -651,29 +653,132 @@ static void slots_make(struct run *r)
 	}
 }
 
-int run_init(struct run *r, const struct run_config *cfg)
+/* What lies past the used part of a device: anything, also what looks like tables. */
+static const uint8_t *garbage(struct run *r, uint64_t sector)
 {
+	uint8_t *mem = arena_alloc(&r->base->arena, SECTOR_BYTES);
+	struct rng rng = rng_make(r->cfg.seed, sector % 16, 0x6a9b);
+
+	for (unsigned i = 0; i < SECTOR_BYTES; i += 8) {
+		uint64_t word = rng_next(&rng);
+
+		if (sector % 2) /* an L2 entry, perhaps */
+			word = __builtin_bswap64(1ull << 63 |
+						 (word % 64) * r->cfg.create.cluster_bytes);
+		memcpy(mem + i, &word, 8);
+	}
+	return mem;
+}
+
+static void make_device(struct run *r, struct sim_map *map)
+{
+	uint64_t bytes = r->cfg.create.size_bytes + r->cfg.create.size_bytes / 2 +
+			 64 * (uint64_t)r->cfg.create.cluster_bytes + 256 * KiB;
+	const uint8_t *kinds[16];
+
+	map->size_bytes = align_up(bytes, 4096);
+	for (uint64_t i = 0; i < ARRAY_LEN(kinds); i++)
+		kinds[i] = garbage(r, i);
+	for (uint64_t s = map->size_bytes / SECTOR_BYTES; s-- > 0;)
+		sim_map_set(map, s, kinds[rng_mix(s) % ARRAY_LEN(kinds)]);
+}
+
+static int create_image(struct run *r, struct sim_map *out)
+{
+	struct sim_map blank = {0};
 	struct error err = {0};
 	struct simfile *base;
 	int ret;
 
+	r->base = simdisk_create(r->cfg.seed);
+	if (r->cfg.device)
+		make_device(r, &blank);
+	base = simdisk_file(r->base, "base", &blank);
+	base->storage.fixed_size = r->cfg.device;
+	sim_map_free(&blank);
+	ret = qcow2_create(&base->storage, &r->cfg.create, &err);
+	storage_close(&base->storage);
+	if (ret)
+		run_fail(r, "create: %s", error_text(&err, ret));
+	*out = base->live;
+	return ret;
+}
+
+int run_init(struct run *r, const struct run_config *cfg, const struct run_origin *origin)
+{
+	struct sim_map map;
+
 	*r = (struct run){.cfg = *cfg};
 	r->rng = rng_make(cfg->seed, cfg->profile, 0x3a7);
-	r->base = simdisk_create(cfg->seed);
-	base = simdisk_file(r->base, "base", NULL);
-	ret = qcow2_create(&base->storage, &cfg->create, &err);
-	storage_close(&base->storage);
-	if (ret) {
-		run_fail(r, "create: %s", error_text(&err, ret));
-		return ret;
-	}
+	if (origin)
+		map = origin->map;
+	else if (create_image(r, &map))
+		return -EINVAL;
 	r->disk = simdisk_create(cfg->seed);
-	r->file = simdisk_file(r->disk, "image", &base->live);
+	r->file = simdisk_file(r->disk, "image", &map);
 	r->file->storage.can_punch = cfg->can_punch;
+	r->file->storage.fixed_size = cfg->device;
 	r->file->no_zero = cfg->no_zero;
 	guest_init(&r->guest, cfg->create.size_bytes / SECTOR_BYTES);
+	if (origin)
+		guest_continue(&r->guest, origin->values, origin->next_number);
 	slots_make(r);
 	return 0;
+}
+
+/* ---- the whole ---- */
+
+static void check_closed(struct run *r, bool may_leak)
+{
+	struct judge judge = {0};
+
+	judge_run(&judge, &r->file->live);
+	if (judge.corruptions)
+		run_fail(r, "the closed image is corrupt: %s", judge.text);
+	else if (judge.leaks && !may_leak)
+		run_fail(r, "the closed image has %" PRIu64 " leaks", judge.leaks);
+	judge_free(&judge);
+}
+
+void run_report(const struct run *r, const char *extra)
+{
+	const char *build = getenv("BUILD");
+
+	printf("FAILED: %s\n", r->text);
+	run_config_print(&r->cfg);
+	printf("  replay: %s/tests/sim/sim run %s %" PRIu64 "%s\n", build ? build : "build",
+	       run_profile_names[r->cfg.profile], r->cfg.seed, extra);
+	fflush(stdout);
+}
+
+bool run_whole(struct run *r, const struct run_config *cfg, const struct run_origin *origin,
+	       const char *extra)
+{
+	struct error err = {0};
+	int ret = run_init(r, cfg, origin);
+	uint32_t flush;
+
+	if (!ret)
+		ret = run_open(r, &err);
+	if (ret)
+		run_fail(r, "open: %s", error_text(&err, ret));
+	if (!r->failed)
+		run_requests(r, cfg->requests);
+	if (!r->failed && r->errors)
+		run_fail(r, "%u request(s) failed without a fault", r->errors);
+	if (!r->failed) {
+		flush = guest_submit(&r->guest, BLK_FLUSH, 0, 0, 0, simdisk_mark(r->disk));
+		run_close(r);
+		guest_done(&r->guest, flush, r->failed ? -EIO : r->close_ret,
+			   simdisk_mark(r->disk));
+	}
+	if (!r->failed && r->close_ret)
+		run_fail(r, "close: %s", strerror(-r->close_ret));
+	if (!r->failed)
+		check_closed(r, origin);
+	if (r->failed)
+		run_report(r, extra);
+	return !r->failed;
 }
 
 void run_free(struct run *r)

@@ -36,6 +36,7 @@ struct run_config {
 	uint64_t seed;
 	struct qcow2_create_options create;
 	struct qcow2_options open;
+	bool device; /* the image lies on a block device: of fixed size, garbage past what is used */
 	unsigned queues, depth, requests;
 	bool meta_apart;	  /* the metadata loop serves no queue */
 	uint64_t log_bytes;	  /* of the recovery log; 0: none */
@@ -54,6 +55,14 @@ struct run_config {
 
 void run_config_make(struct run_config *cfg, enum run_profile profile, uint64_t seed);
 void run_config_print(const struct run_config *cfg);
+
+/* Where a run goes on from, instead of a new image. */
+struct run_origin {
+	struct sim_map map;
+	uint32_t *values;     /* what each guest sector holds */
+	uint32_t next_number; /* of requests; those before have been given away */
+	struct arena arena;   /* of sectors that only this map has */
+};
 
 struct run;
 
@@ -96,9 +105,9 @@ struct run {
 	void *arg;
 };
 
-/* Creates the image and the model. What is below is called in this order, on a run that has not
+/* Creates the image (or takes @origin's, if not NULL) and the model. What is below is called in this order, on a run that has not
  * failed. */
-int run_init(struct run *r, const struct run_config *cfg);
+int run_init(struct run *r, const struct run_config *cfg, const struct run_origin *origin);
 /* Opens the image and starts its queues; -errno is the engine's. */
 int run_open(struct run *r, struct error *err);
 /* Submits @requests random requests and waits until all are done. */
@@ -121,6 +130,14 @@ bool run_recover(struct run *r, uint64_t steps);
 void run_read_all(struct run *r);
 /* Queues, metadata loop, image; close_ret is qcow2_close()'s. */
 void run_close(struct run *r);
+/*
+ * All of it: open, requests, a close that counts as a FLUSH; the closed image has no corruption, and
+ * no leaks unless it began with some. False: it failed, which has been reported.
+ */
+bool run_whole(struct run *r, const struct run_config *cfg, const struct run_origin *origin,
+	       const char *extra);
+/* Reports the failure, with the command that replays it. */
+void run_report(const struct run *r, const char *extra);
 /* From any point; an image that is still open is closed without looking. */
 void run_free(struct run *r);
 

@@ -29,13 +29,14 @@
 #include "faults.h"
 #include "kills.h"
 #include "mutants.h"
+#include "second.h"
 
 struct options {
 	int profile; /* -1: all in turn */
 	uint64_t seed, states, seconds, runs;
 	const char *mutant;
 	struct fault_plan fault;
-	bool kills;
+	bool kills, second;
 };
 
 static double now(void)
@@ -57,57 +58,11 @@ static int profile_find(const char *name)
 
 /* ---- one run ---- */
 
-/*
- * A whole run: requests, a close that counts as a FLUSH, and the closed image without corruption or
- * leak. False: it failed, which has been reported.
- */
-static bool run_whole(struct run *r, const struct run_config *cfg, const char *extra)
-{
-	struct error err = {0};
-	int ret = run_init(r, cfg);
-	struct judge judge = {0};
-	uint32_t flush;
-
-	if (!ret)
-		ret = run_open(r, &err);
-	if (ret)
-		run_fail(r, "open: %s", error_text(&err, ret));
-	if (!r->failed)
-		run_requests(r, cfg->requests);
-	if (!r->failed && r->errors)
-		run_fail(r, "%u request(s) failed without a fault", r->errors);
-	if (!r->failed) {
-		flush = guest_submit(&r->guest, BLK_FLUSH, 0, 0, 0, simdisk_mark(r->disk));
-		run_close(r);
-		guest_done(&r->guest, flush, r->failed ? -EIO : r->close_ret,
-			   simdisk_mark(r->disk));
-		if (!r->failed && r->close_ret)
-			run_fail(r, "close: %s", strerror(-r->close_ret));
-	}
-	if (!r->failed) {
-		judge_run(&judge, &r->file->live);
-		if (judge.corruptions)
-			run_fail(r, "the closed image is corrupt: %s", judge.text);
-		else if (judge.leaks)
-			run_fail(r, "the closed image has %" PRIu64 " leaks", judge.leaks);
-		judge_free(&judge);
-	}
-	if (!r->failed)
-		return true;
-	printf("FAILED: %s\n", r->text);
-	run_config_print(cfg);
-	printf("  replay: %s/tests/sim/sim run %s %" PRIu64 "%s\n",
-	       getenv("BUILD") ? getenv("BUILD") : "build", run_profile_names[cfg->profile],
-	       cfg->seed, extra);
-	fflush(stdout);
-	return false;
-}
-
 /* The same seed gives the same record: what a replay command rests on. */
 static bool deterministic(const struct run_config *cfg, uint64_t digest)
 {
 	struct run r;
-	bool same = run_whole(&r, cfg, "") && simdisk_digest(r.disk) == digest;
+	bool same = run_whole(&r, cfg, NULL, "") && simdisk_digest(r.disk) == digest;
 
 	if (!same)
 		printf("FAILED: %s seed %" PRIu64 " does not give the same run twice\n",
@@ -116,12 +71,28 @@ static bool deterministic(const struct run_config *cfg, uint64_t digest)
 	return same;
 }
 
+static bool run_second(struct run *r, const struct run_config *cfg, const struct options *o)
+{
+	static struct run_origin origin;
+	static struct run first;
+	struct verifier v;
+	bool ok;
+
+	if (!run_whole(&first, cfg, NULL, o->mutant) || verifier_init(&v))
+		return false;
+	ok = second_whole(r, &origin, &v, &first, o->mutant);
+	verifier_free(&v);
+	return ok;
+}
+
 static bool run_any(struct run *r, struct run_config *cfg, const struct options *o)
 {
+	if (o->second)
+		return run_second(r, cfg, o);
 	if (o->kills)
 		return kills_whole(r, cfg, o->mutant);
 	if (o->fault.mode == FAULT_NONE)
-		return run_whole(r, cfg, o->mutant);
+		return run_whole(r, cfg, NULL, o->mutant);
 	cfg->requests = min_of(cfg->requests, FAULT_MAX_REQUESTS);
 	return faults_whole(r, cfg, &o->fault, o->mutant);
 }
@@ -135,10 +106,12 @@ static bool explore_seed(struct explorer *e, enum run_profile profile, uint64_t 
 	bool ok;
 
 	run_config_make(&cfg, profile, seed);
-	ok = run_whole(&r, &cfg, e->extra);
+	ok = run_whole(&r, &cfg, NULL, e->extra);
 	if (ok && seed % 16 == 0)
 		ok = deterministic(&cfg, simdisk_digest(r.disk));
 	ok = ok && explore_run(e, &r);
+	if (ok && seed % 3 == 0)
+		ok = second_explore(e, &r);
 	run_free(&r);
 	return ok;
 }
@@ -388,6 +361,8 @@ static bool option(struct options *o, const char *name, const char *value)
 		o->runs = strtoull(value, NULL, 10);
 	else if (!strcmp(name, "--kills"))
 		o->kills = true;
+	else if (!strcmp(name, "--second"))
+		o->second = true;
 	else if (!strcmp(name, "--fault"))
 		return fault_plan_parse(&o->fault, value);
 	else if (!strcmp(name, "--mutant") && mutant_find(value) > 0) {

@@ -382,6 +382,8 @@ static void file_submit(struct storage *st, struct storage_io *io)
 
 	assert(!f->closed);
 	assert(!st->read_only || io->op == STORAGE_READ || io->op == STORAGE_SYNC);
+	assert(!st->fixed_size ||
+	       (io->op != STORAGE_TRUNCATE && io->offset_bytes + io->len_bytes <= st->size_bytes));
 	*op = (struct sim_op){.op = io->op,
 			      .flags = io->flags,
 			      .file = f->number,

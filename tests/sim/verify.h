@@ -37,6 +37,10 @@ struct verifier {
 int verifier_init(struct verifier *v);
 void verifier_free(struct verifier *v);
 
+/* What each guest sector holds, by the engine; false if it cannot be read. */
+bool verify_values(struct verifier *v, struct run *r, struct simview *view, uint32_t *values,
+		   char *text, size_t len);
+
 /*
  * Looks at the map under @view; guest_crash_at() has been called. False, and a message in @text, if
  * it is bad. Changes to the map are undone by simview_rewind().

@@ -6,6 +6,7 @@ set -uo pipefail
 export LC_ALL=C
 U=${BUILD:-$PWD/build}/ublk-qcow2
 export UBLK_QCOW2_RUN_DIR=$PWD/state
+export LSAN_OPTIONS=suppressions=$TOP/tests/lib/lsan.supp:print_suppressions=0
 failed=0
 
 fail() {
@@ -67,10 +68,11 @@ FRONTEND=${FRONTEND:-}
 ADD=("$U" add)
 [[ $FRONTEND ]] && ADD+=(--frontend "$FRONTEND")
 
-# Whether a device is there. The node of a loop device stays.
+# Whether a device of ours is there. The node of a loop device stays, and its number may be another's
+# a moment later.
 present() {
 	if [[ $1 == /dev/loop* ]]; then
-		losetup "$1" >/dev/null 2>&1
+		[[ $(losetup --noheadings --output BACK-FILE "$1" 2>/dev/null) == "$PWD"/* ]]
 	else
 		[[ -e $1 ]]
 	fi

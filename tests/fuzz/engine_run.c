@@ -114,7 +114,7 @@ void engine_start(struct engine *e, enum blk_op op, uint32_t flags, uint64_t off
 	}
 	slot->busy = true;
 	e->busy++;
-	memset(slot->buf, fill, ENGINE_LEN_MAX);
+	memset(slot->buf, fill, op == BLK_FLUSH ? 0 : min_of(len, ENGINE_LEN_MAX));
 	slot->req.op = op;
 	slot->req.flags = flags;
 	slot->req.offset_bytes = offset;

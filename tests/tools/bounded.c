@@ -4,7 +4,8 @@
  *
  *   bounded [-p FILE] SECONDS MAX_MIB COMMAND...
  *
- * Exit status: the command's; 124 if it took too long (it is killed), 125 if its peak resident memory
+ * SECONDS are of processor time, so that a busy machine does not matter; of wall time it may take ten
+ * times as much. Exit status: the command's; 124 if it took longer (it is killed), 125 if its peak resident memory
  * was above MAX_MIB (0: no bound), 126 if it was ended by a signal, 127 if it could not be run. -p
  * writes the peak in MiB, rounded up, to FILE.
  */
@@ -17,6 +18,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#define WALL_FACTOR 10
+
 static volatile sig_atomic_t timed_out;
 static pid_t child;
 
@@ -26,9 +29,10 @@ static void on_alarm(int sig)
 	kill(child, SIGKILL);
 }
 
-static int judge(int status, const struct rusage *usage, long max_mib, const char *peak_path)
+static int judge(int status, const struct rusage *usage, long max_s, long max_mib, const char *peak_path)
 {
 	long peak_mib = (usage->ru_maxrss + 1023) / 1024;
+	long cpu_s = usage->ru_utime.tv_sec + usage->ru_stime.tv_sec; /* rounded down by up to 2 */
 
 	if (peak_path) {
 		FILE *f = fopen(peak_path, "w");
@@ -38,8 +42,8 @@ static int judge(int status, const struct rusage *usage, long max_mib, const cha
 			return 127;
 		}
 	}
-	if (timed_out) {
-		fprintf(stderr, "bounded: killed, it took too long\n");
+	if (timed_out || cpu_s > max_s) {
+		fprintf(stderr, "bounded: it took too long\n");
 		return 124;
 	}
 	if (WIFSIGNALED(status)) {
@@ -58,6 +62,7 @@ int main(int argc, char **argv)
 {
 	const char *peak_path = NULL;
 	struct rusage usage;
+	long max_s;
 	int status;
 
 	if (argc > 2 && !strcmp(argv[1], "-p")) {
@@ -78,9 +83,10 @@ int main(int argc, char **argv)
 		_exit(127);
 	}
 	signal(SIGALRM, on_alarm);
-	alarm(strtoul(argv[1], NULL, 10));
+	max_s = strtol(argv[1], NULL, 10);
+	alarm((unsigned)max_s * WALL_FACTOR);
 	while (wait4(child, &status, 0, &usage) < 0)
 		if (errno != EINTR)
 			return 127;
-	return judge(status, &usage, strtol(argv[2], NULL, 10), peak_path);
+	return judge(status, &usage, max_s, strtol(argv[2], NULL, 10), peak_path);
 }

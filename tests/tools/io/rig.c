@@ -25,6 +25,7 @@
 
 #define RIG_QUEUES_MAX 16
 #define RIG_DEPTH_MAX  1024
+#define RIG_SECTOR_BYTES 512
 
 struct rig_queue {
 	struct rig *rig;
@@ -320,6 +321,12 @@ static int open_image(struct rig *rig, const char *path, const struct rig_option
 	struct storage *st;
 	int ret = storage_file_open(&st, path, &file_opts, err);
 
+	if (ret == 0 && st->block_bytes > RIG_SECTOR_BYTES) {
+		/* Scripts are for sectors of 512: where direct I/O has larger ones, it is left. */
+		storage_close(st);
+		file_opts.direct = false;
+		ret = storage_file_open(&st, path, &file_opts, err);
+	}
 	if (ret < 0)
 		return ret;
 	ret = qcow2_open(&rig->img, st, &img_opts, err);

@@ -189,6 +189,8 @@ install: all
 		install -D -m 644 $$page $(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page#man/} || exit; done
 	for unit in $(wildcard packaging/*.service packaging/*.socket); do \
 		install -D -m 644 $$unit $(DESTDIR)$(UNITDIR)/$${unit#packaging/} || exit; done
+	install -D -m 644 packaging/ublk-qcow2.bash-completion \
+		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/ublk-qcow2
 
 .PHONY: format
 format: ## lay out the C sources by .clang-format

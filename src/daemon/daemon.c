@@ -81,7 +81,7 @@ static int frontend_choose(struct daemon *d, struct daemon_report *report, struc
 		ret = frontend_ublk.probe(&why);
 		if (!ret)
 			return 0;
-		snprintf(text, sizeof(text), "ublk does not work here (%s): using fuse",
+		snprintf(text, sizeof(text), "using fuse, as ublk does not work here: %s",
 			 error_text(&why, ret));
 		report->note(report, text);
 		d->frontend_ops = &frontend_fuse;

@@ -19,6 +19,10 @@ PREFIX ?= /usr/local
 LIBDIR ?= $(PREFIX)/lib
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 
+# V=1 shows the commands
+Q := $(if $(V),,@)
+say = $(if $(V),,@printf '  %-4s %s\n' $(1) $@)
+
 PKGS := liburing fuse3 jansson
 CPPFLAGS += -D_GNU_SOURCE -Isrc -Iinclude -I$(BUILD)/gen $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 CFLAGS += -std=gnu17 -O2 -g -fno-strict-aliasing -fno-omit-frame-pointer -fstack-clash-protection \
@@ -49,19 +53,23 @@ all: ## build the program, build/ublk-qcow2 (SAN=1: address and undefined saniti
 all: $(LIB) $(EXAMPLES) $(if $(wildcard src/cli/main.c),$(BUILD)/ublk-qcow2)
 
 $(BUILD)/ublk-qcow2: $(MAIN_OBJ) $(LIB)
-	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(call say,LINK)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 $(LIB): $(LIB_OBJS)
-	@rm -f $@
-	$(AR) rcs $@ $^
+	$(call say,AR)
+	$(Q)rm -f $@
+	$(Q)$(AR) rcs $@ $^
 
 $(BUILD)/%.o: %.c | have-libraries
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+	$(call say,CC)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
 $(BUILD)/%.o: %.S | have-libraries
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+	$(call say,CC)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
 .PHONY: have-libraries
 have-libraries:
@@ -74,12 +82,14 @@ UBLKDEV_OBJS := $(filter $(BUILD)/src/base/% $(BUILD)/src/ring/% $(BUILD)/src/ub
 UBLKDEV := $(BUILD)/libublkdev.a
 
 $(UBLKDEV): $(UBLKDEV_OBJS)
-	@rm -f $@
-	$(AR) rcs $@ $^
+	$(call say,AR)
+	$(Q)rm -f $@
+	$(Q)$(AR) rcs $@ $^
 
 $(EXAMPLES): $(BUILD)/%: %.c include/ublkdev.h $(UBLKDEV)
 	@mkdir -p $(@D)
-	$(CC) -Iinclude $(CFLAGS) $(LDFLAGS) -o $@ $< $(UBLKDEV) $(shell pkg-config --libs liburing) -pthread
+	$(call say,LINK)
+	$(Q)$(CC) -Iinclude $(CFLAGS) $(LDFLAGS) -o $@ $< $(UBLKDEV) $(shell pkg-config --libs liburing) -pthread
 
 include tests/fuzz/fuzz.mk
 
@@ -94,17 +104,20 @@ LINKED_BINS := $(addprefix $(BUILD)/tests/,tools/qcow2-io diff/make-script badim
 TEST_BINS := $(UNIT_BINS) $(TOOL_BINS) $(LINKED_BINS) $(REPLAY_BINS)
 
 $(UNIT_BINS): $(BUILD)/%: $(BUILD)/%.o $(LIB)
-	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
+	$(call say,LINK)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
 
 $(TOOL_BINS): $(BUILD)/%: $(BUILD)/%.o $(LIB)
-	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(call say,LINK)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 # ---- the simulation: see tests/sim/ and docs/crash-safety.md ----
 SIM_DISK_OBJS := $(patsubst %,$(BUILD)/tests/sim/%.o,util memfault simdisk simview crash)
 SIM_LDFLAGS := $(patsubst %,-Wl$(comma)--wrap=%,malloc calloc realloc posix_memalign aligned_alloc mmap)
 
 $(BUILD)/tests/sim/test_simdisk: $(BUILD)/tests/sim/test_simdisk.o $(SIM_DISK_OBJS) $(LIB)
-	$(CC) $(CFLAGS) $(LDFLAGS) $(SIM_LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
+	$(call say,LINK)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SIM_LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
 
 SIM_SRCS := $(filter-out tests/sim/test_%,$(wildcard tests/sim/*.c))
 SIM_OBJS := $(SIM_SRCS:%.c=$(BUILD)/%.o)

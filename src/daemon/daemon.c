@@ -306,6 +306,8 @@ int daemon_attach(struct daemon **out, const struct daemon_config *config,
 	d->control.serve = request_serve;
 	d->control.arg = d;
 
+	/* First, as probing a front end makes the kernel start threads that inherit what this sets. */
+	process_harden();
 	ret = statedir_open(&d->dir, true, err);
 	if (!ret)
 		ret = frontend_choose(d, report, err);
@@ -321,10 +323,8 @@ int daemon_attach(struct daemon **out, const struct daemon_config *config,
 	}
 	if (!ret)
 		ret = control_open(&d->control, &d->dir, d->entry.key, err);
-	if (!ret) {
-		process_harden();
+	if (!ret)
 		ret = device_start(d, report, err);
-	}
 	if (ret) {
 		/* What went wrong first is what the user reads; this has been logged. */
 		(void)!device_stop(d, &stop_err);

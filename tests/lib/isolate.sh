@@ -69,6 +69,7 @@ isolate() {
 	(
 		cd "$scratch" || exit 98
 		export SCRATCH=$scratch TMPDIR=$scratch TEST=$name TEST_MARK=$mark MACHINE
+		export UBLK_QCOW2_RUN_DIR=$scratch/.run # devices of tests at the same time do not meet
 		exec timeout --kill-after=5 "$limit" "$@" </dev/null 8>&-
 	)
 	status=$?

@@ -63,7 +63,10 @@ attach() {
 	id=$(device_field id)
 	pid=$(device_field pid)
 	[[ -d /proc/$pid ]] || fail "list names process $pid, which is not there"
+	backing=$(backing_file)
 }
+# What a loop device is on: its number may be somebody else's as soon as it is free.
+backing_file() { cat "/sys/block/${device#/dev/}/loop/backing_file" 2>/dev/null || true; }
 # device_field KEY: of $device, from `list --json`
 device_field() {
 	"$program" list --json | tr -d ' \n' | tr '{' '\n' | grep -F "\"device\":\"$device\"" |
@@ -87,7 +90,11 @@ forget() {
 }
 device_is_gone() {
 	case $device in
-	/dev/loop*) [[ ! -e /sys/block/${device#/dev/}/loop/backing_file ]] ;;
+	/dev/loop*)
+		local now
+		now=$(backing_file)
+		[[ $now != "$backing" && $now != / ]] # "/": on a FUSE file that is gone
+		;;
 	*) [[ ! -e $device ]] ;;
 	esac
 }

@@ -17,6 +17,15 @@ loops_under() {
 	done
 }
 
+# Loop devices on a file of a FUSE file system that is gone, as a killed server leaves them.
+dead_loops() {
+	local file backing
+	for file in /sys/block/loop*/loop/backing_file; do
+		[[ -e $file ]] && read -r backing 2>/dev/null <"$file" && [[ $backing == / ]] &&
+			printf '/dev/%s\n' "$(cut -d / -f 4 <<<"$file")"
+	done
+}
+
 # Mount points under a folder, the last one first.
 mounts_under() { awk -v dir="$1/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo | tac; }
 
@@ -36,6 +45,13 @@ sweep() {
 		found=0
 		kill -KILL "$item" 2>/dev/null
 	done
+	# after a kill the device may still be there although nobody serves it
+	for item in "$scratch"/.run/*.json; do
+		[[ -e $item ]] || continue
+		echo "left behind: attached device: $(tr -d '\n' <"$item")"
+		found=0
+		UBLK_QCOW2_RUN_DIR=$scratch/.run timeout 60 "$BUILD/ublk-qcow2" del --all --force
+	done
 	for item in $(mounts_under "$scratch"); do
 		echo "left behind: mount $item"
 		found=0
@@ -46,10 +62,11 @@ sweep() {
 		found=0
 		losetup -d "$item"
 	done
-	for item in $(ublk_devices); do
+	for item in $(ublk_devices) $(dead_loops); do
 		[[ $'\n'$before$'\n' == *$'\n'"$item"$'\n'* ]] && continue
-		echo "left behind: ublk device $item"
+		echo "left behind: $item"
 		found=0
+		[[ $item != /dev/loop* ]] || losetup -d "$item"
 	done
 	return $found
 }
@@ -65,7 +82,10 @@ isolate() {
 		scratch=$(mktemp -d /run/w/ublk-qcow2.XXXXXX) || return 98
 	fi
 	mark=${scratch##*/}
-	before=$(ublk_devices)
+	before=$(
+		ublk_devices
+		dead_loops
+	)
 	(
 		cd "$scratch" || exit 98
 		export SCRATCH=$scratch TMPDIR=$scratch TEST=$name TEST_MARK=$mark MACHINE

@@ -38,6 +38,7 @@
 enum {
 	LOCK_WAIT_MS = 20000,
 	ORPHAN_DETACH_MS = 1000,
+	ORPHAN_OWNER_MS = 5000,
 	UNMOUNT_WAIT_MS = 5000,
 	POLL_MS = 20,
 };
@@ -380,7 +381,10 @@ int fuse_orphan_remove(const char *run_dir, int id, struct error *err)
 	lock = top_lock(top, err);
 	if (lock < 0)
 		return lock;
-	ret = leftover_open(&l, top, id, err);
+	/* A process that was killed holds its lock until its last thread and its ring have ended. */
+	for (unsigned ms = 0; (ret = leftover_open(&l, top, id, err)) == 1 && ms < ORPHAN_OWNER_MS;
+	     ms += POLL_MS)
+		sleep_ms(POLL_MS);
 	if (ret) {
 		close(lock);
 		leftover_close(&l);

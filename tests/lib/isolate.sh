@@ -17,15 +17,6 @@ loops_under() {
 	done
 }
 
-# Loop devices on a file of a FUSE file system that is gone, as a killed server leaves them.
-dead_loops() {
-	local file backing
-	for file in /sys/block/loop*/loop/backing_file; do
-		[[ -e $file ]] && read -r backing 2>/dev/null <"$file" && [[ $backing == / ]] &&
-			printf '/dev/%s\n' "$(cut -d / -f 4 <<<"$file")"
-	done
-}
-
 # Mount points under a folder, the last one first.
 mounts_under() { awk -v dir="$1/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo | tac; }
 
@@ -62,11 +53,10 @@ sweep() {
 		found=0
 		losetup -d "$item"
 	done
-	for item in $(ublk_devices) $(dead_loops); do
+	for item in $(ublk_devices); do
 		[[ $'\n'$before$'\n' == *$'\n'"$item"$'\n'* ]] && continue
 		echo "left behind: $item"
 		found=0
-		[[ $item != /dev/loop* ]] || losetup -d "$item"
 	done
 	return $found
 }
@@ -82,10 +72,7 @@ isolate() {
 		scratch=$(mktemp -d /run/w/ublk-qcow2.XXXXXX) || return 98
 	fi
 	mark=${scratch##*/}
-	before=$(
-		ublk_devices
-		dead_loops
-	)
+	before=$(ublk_devices)
 	(
 		cd "$scratch" || exit 98
 		export SCRATCH=$scratch TMPDIR=$scratch TEST=$name TEST_MARK=$mark MACHINE

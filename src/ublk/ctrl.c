@@ -33,16 +33,16 @@
 #include "base/math.h"
 #include "ublk/request.h"
 
-#define SLOTS	   8
-#define SLOT_BUF   1024
-#define CANCEL_BIT ((uint64_t)1 << 32)
-#define SLICE_MS   100
-#define CANCEL_MS  1000
-#define QUICK_MS   10000 /* commands that wait for nobody */
-#define START_MS   60000 /* reads the partition table, through the target */
-#define LINGER_MS  2000
+#define SLOTS	    8
+#define SLOT_BUF    1024
+#define CANCEL_BIT  ((uint64_t)1 << 32)
+#define SLICE_MS    100
+#define CANCEL_MS   1000
+#define QUICK_MS    10000 /* commands that wait for nobody */
+#define START_MS    60000 /* reads the partition table, through the target */
+#define LINGER_MS   2000
 #define RECOVERY_MS 30000 /* for the last of a dead process to go */
-#define NODE_MS	   10000
+#define NODE_MS	    10000
 
 struct slot {
 	bool busy;
@@ -207,16 +207,20 @@ static int call_quietly(struct ublk_ctrl *ctrl, const struct call *call)
 	return 0;
 }
 
-static int call_driver(struct ublk_ctrl *ctrl, const struct call *call, struct error *err)
+/* Says why @call failed, if it did. */
+static int call_result(const struct call *call, int ret, struct error *err)
 {
-	int ret = call_quietly(ctrl, call);
-
 	if (ret == -ETIMEDOUT)
 		return error_set(err, ret, "the ublk driver did not answer %s in %u s", call->name,
 				 call->timeout_ms / 1000);
 	if (ret)
 		return error_set(err, ret, "ublk %s failed: %s", call->name, strerror(-ret));
 	return 0;
+}
+
+static int call_driver(struct ublk_ctrl *ctrl, const struct call *call, struct error *err)
+{
+	return call_result(call, call_quietly(ctrl, call), err);
 }
 
 static int features_get(struct ublk_ctrl *ctrl, struct error *err)
@@ -237,7 +241,7 @@ static int features_get(struct ublk_ctrl *ctrl, struct error *err)
 		return error_set(err, -EOPNOTSUPP,
 				 "the kernel's ublk driver is too old (6.12 or later is needed)");
 	if (ret)
-		return call_driver(ctrl, &call, err);
+		return call_result(&call, ret, err);
 	if (!(ctrl->features & UBLK_F_CMD_IOCTL_ENCODE))
 		return error_set(err, -EOPNOTSUPP,
 				 "the kernel's ublk driver lacks encoded commands");
@@ -324,16 +328,13 @@ int ublk_ctrl_add(struct ublk_ctrl *ctrl, struct ublk_dev_info *info, struct err
 	case -EPERM:
 	case -EACCES:
 		return error_set(err, ret, "making a ublk device needs root (CAP_SYS_ADMIN)");
-	case -ETIMEDOUT:
-		return error_set(err, ret, "the ublk driver did not answer %s in %u s", call.name,
-				 call.timeout_ms / 1000);
 	case -EINVAL:
 		if (wanted != UINT32_MAX)
 			return error_set(err, ret, "the ublk driver refuses device number %u",
 					 wanted);
 		/* fallthrough */
 	default:
-		return error_set(err, ret, "ublk %s failed: %s", call.name, strerror(-ret));
+		return call_result(&call, ret, err);
 	}
 }
 
@@ -417,8 +418,8 @@ int ublk_ctrl_start(struct ublk_ctrl *ctrl, uint32_t id, pid_t pid, bool (*given
 int ublk_ctrl_recovery_end(struct ublk_ctrl *ctrl, uint32_t id, pid_t pid,
 			   bool (*given_up)(void *arg), void *arg, struct error *err)
 {
-	return call_with_queues(ctrl, "END_USER_RECOVERY", UBLK_OP_END_USER_RECOVERY, id, pid, given_up,
-				arg, err);
+	return call_with_queues(ctrl, "END_USER_RECOVERY", UBLK_OP_END_USER_RECOVERY, id, pid,
+				given_up, arg, err);
 }
 
 int ublk_ctrl_recovery_start(struct ublk_ctrl *ctrl, uint32_t id, struct error *err)
@@ -437,10 +438,11 @@ int ublk_ctrl_recovery_start(struct ublk_ctrl *ctrl, uint32_t id, struct error *
 	while ((ret = call_quietly(ctrl, &call)) == -EBUSY && now_ms() < deadline)
 		sleep_ms(10);
 	if (ret == -EBUSY)
-		return error_set(err, ret,
-				 "ublk device %u is still served, or its last server has I/O under way "
-				 "(waited %u s)",
-				 id, RECOVERY_MS / 1000);
+		return error_set(
+			err, ret,
+			"ublk device %u is still served, or its last server has I/O under way "
+			"(waited %u s)",
+			id, RECOVERY_MS / 1000);
 	if (ret == -EINVAL || ret == -EOPNOTSUPP)
 		return error_set(err, ret, "ublk device %u was made without recovery", id);
 	return ret ? error_set(err, ret, "ublk %s failed: %s", call.name, strerror(-ret)) : 0;
@@ -525,11 +527,8 @@ int ublk_ctrl_del(struct ublk_ctrl *ctrl, uint32_t id, unsigned timeout_ms, bool
 	}
 	if (ret == -ENODEV) /* somebody else has deleted it */
 		return 0;
-	if (ret == -ETIMEDOUT)
-		return error_set(err, ret, "the ublk driver did not answer %s in %u s", call.name,
-				 call.timeout_ms / 1000);
 	if (ret)
-		return error_set(err, ret, "ublk %s failed: %s", call.name, strerror(-ret));
+		return call_result(&call, ret, err);
 	for (;;) {
 		if (info_quietly(ctrl, id, NULL, &info) == -ENODEV)
 			return 0;

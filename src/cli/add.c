@@ -22,6 +22,7 @@
 #define DEPTH_DEFAULT  128
 #define DEPTH_MAX      4096
 #define ID_MAX	       (1 << 20)
+#define WRITEBACK_DELAY_MS_MAX 60000
 
 enum {
 	OPT_FRONTEND = CLI_OPT_FIRST,
@@ -34,6 +35,8 @@ enum {
 	OPT_NO_LOOP,
 	OPT_FOREGROUND,
 	OPT_SIZE,
+	OPT_RECOVERY,
+	OPT_WRITEBACK_DELAY,
 };
 
 static const struct option long_options[] = {
@@ -48,6 +51,8 @@ static const struct option long_options[] = {
 	{"no-loop", no_argument, NULL, OPT_NO_LOOP},
 	{"foreground", no_argument, NULL, OPT_FOREGROUND},
 	{"size", required_argument, NULL, OPT_SIZE},
+	{"recovery", required_argument, NULL, OPT_RECOVERY},
+	{"writeback-delay", required_argument, NULL, OPT_WRITEBACK_DELAY},
 	CLI_LONG_HELP,
 	{0},
 };
@@ -115,6 +120,16 @@ static int option_set(const struct cli_command *cmd, struct add *add, int option
 		break;
 	case OPT_FOREGROUND:
 		add->foreground = true;
+		break;
+	case OPT_RECOVERY:
+		if (strcmp(value, "reissue") != 0 && strcmp(value, "off") != 0)
+			return cli_usage(cmd, "--recovery is reissue or off, not '%s'", value);
+		add->config.recovery = strcmp(value, "off") ? FRONTEND_RECOVERY_REISSUE
+							    : FRONTEND_RECOVERY_OFF;
+		break;
+	case OPT_WRITEBACK_DELAY:
+		o->writeback_delay_ms =
+			cli_number_arg(cmd, "--writeback-delay", value, 1, WRITEBACK_DELAY_MS_MAX);
 		break;
 	case OPT_SIZE:
 		o->size_bytes = cli_size_arg(cmd, "--size", value);
@@ -226,7 +241,7 @@ static int add_fail(const struct add *add, struct error *err, int ret)
 
 static int run(const struct cli_command *cmd, int argc, char **argv)
 {
-	struct add add = {.config = {.id = -1}};
+	struct add add = {.config = {.id = -1, .recovery = FRONTEND_RECOVERY_REISSUE}};
 	struct error err = {0};
 	int option, ret, status;
 
@@ -270,6 +285,9 @@ const struct cli_command cli_command_add = {
 		"      --cache MODE         direct: past the page cache where the file system can;\n"
 		"                           buffered: through it (direct)\n"
 		"      --cache-size BYTES   bound of the memory for the image's metadata\n"
+		"      --writeback-delay MS how long changed metadata stays in memory without a flush (1000)\n"
+		"      --recovery POLICY    what a killed daemon means for the device (ublk, in the background):\n"
+		"                           reissue: another one goes on; off: it goes away (reissue)\n"
 		"      --no-loop            fuse: leave a raw file, without a loop device on it; needs no root\n"
 		"      --size BYTES         size of the null target\n"
 		"      --foreground         stay, and log to standard error\n"

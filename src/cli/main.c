@@ -4,8 +4,11 @@
  */
 #include <string.h>
 
+#include "base/log.h"
 #include "base/math.h"
 #include "cli/cli.h"
+#include "daemon/daemon.h"
+#include "daemon/supervise.h"
 
 static const struct cli_command *const commands[] = {
 	&cli_command_add,
@@ -14,6 +17,8 @@ static const struct cli_command *const commands[] = {
 	&cli_command_create,
 	&cli_command_info,
 	&cli_command_check,
+	&cli_command_recover,
+	&cli_command_upgrade,
 };
 
 static void help_print(FILE *out)
@@ -38,6 +43,16 @@ static const struct cli_command *command_find(const char *name)
 		if (strcmp(commands[i]->name, name) == 0)
 			return commands[i];
 	return NULL;
+}
+
+/* Not for people: what a supervisor runs to become another version of itself. */
+static int supervise_main(const char *key)
+{
+	struct error err = {0};
+	int ret = daemon_resume(key, &err);
+
+	log_err("%s", error_text(&err, ret));
+	return CLI_FAILED;
 }
 
 static int run(int argc, char **argv)
@@ -67,6 +82,8 @@ static int run(int argc, char **argv)
 		argc = 3;
 		word = argv[1];
 	}
+	if (strcmp(word, SUPERVISE_COMMAND) == 0 && argc == 3)
+		return supervise_main(argv[2]);
 	cmd = command_find(word);
 	if (!cmd) {
 		cli_note(NULL, "unknown %s '%s' (see 'ublk-qcow2 --help')",

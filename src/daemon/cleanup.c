@@ -7,8 +7,8 @@
  * serves it; what the fuse front end left is in the folder of state, with marks of its own.
  *
  * I/O that a dead daemon had submitted may still land on the image (durability, rule 15). The open file
- * description that does it carries the daemon's image locks, and the I/O keeps it alive: when the locks
- * are gone, so is the I/O.
+ * description that does it carries the daemon's image locks, or its claim, and the I/O keeps it alive:
+ * when the locks are gone, so is the I/O.
  */
 #include "daemon/cleanup.h"
 
@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "fuse/fuse.h"
+#include "storage/storage.h"
 #include "ublk/ublk.h"
 
 #define UBLK_DEVICES_MAX 4096
@@ -49,7 +50,15 @@ static void image_wait(const struct entry *e)
 			.l_len = LOCK_BYTES,
 		};
 
-		if (fcntl(fd, F_OFD_GETLK, &lock) || lock.l_type == F_UNLCK)
+		struct flock claim = {
+			.l_type = F_WRLCK,
+			.l_whence = SEEK_SET,
+			.l_start = STORAGE_CLAIM_BYTE,
+			.l_len = 1,
+		};
+
+		if (fcntl(fd, F_OFD_GETLK, &lock) || fcntl(fd, F_OFD_GETLK, &claim) ||
+		    (lock.l_type == F_UNLCK && claim.l_type == F_UNLCK))
 			break;
 		nanosleep(&pause, NULL);
 	}
@@ -129,7 +138,7 @@ int cleanup_process(struct statedir *dir, pid_t pid, struct error *err)
 	for (size_t i = 0; !ret && i < list.count; i++) {
 		const struct entry *e = &list.entries[i];
 
-		if (e->process.pid == pid && e->state == ENTRY_DEAD)
+		if (e->process.pid == pid && entry_is_dead(e))
 			ret = cleanup_entry(dir, e, &note, err);
 	}
 	entry_list_free(&list);

@@ -28,6 +28,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
@@ -40,12 +41,16 @@
 #include "daemon/entry.h"
 #include "daemon/inuse.h"
 #include "daemon/statedir.h"
+#include "daemon/supervise.h"
+#include "qcow2.h"
 
 struct daemon {
 	struct daemon_config config;
 	struct statedir dir;
 	struct entry entry;
 	bool registered;
+	struct target_recovery recovery;
+	char identity[256];
 	int signal_fd;
 	struct control control;
 	struct target *target;
@@ -99,7 +104,14 @@ static int conflict_check(const struct entry *e, const struct entry *other, stru
 	bool writable = !e->read_only || !other->read_only;
 	const char *device = other->device[0] ? other->device : "a device that is being made";
 
+	if (strcmp(e->key, other->key) == 0)
+		return 0; /* its own, of the worker before */
 	if (e->image_id[0] && strcmp(e->image_id, other->image_id) == 0) {
+		if (other->state == ENTRY_QUIESCED || other->state == ENTRY_RECOVERING)
+			return error_set(err, -EBUSY,
+					 "waits for recovery as %s: see 'ublk-qcow2 recover'; 'ublk-qcow2 "
+					 "del' gives it up",
+					 device);
 		if (other->state == ENTRY_DEAD)
 			return error_set(err, -EBUSY,
 					 "was attached as %s by process %d, which died: 'ublk-qcow2 del' "
@@ -112,9 +124,29 @@ static int conflict_check(const struct entry *e, const struct entry *other, stru
 	if (e->id >= 0 && e->id == other->id && strcmp(e->frontend, other->frontend) == 0)
 		return error_set(err, -EEXIST, "number %d is %s, of process %d%s", e->id, device,
 				 (int)other->process.pid,
-				 other->state == ENTRY_DEAD ? " which died: 'ublk-qcow2 del' cleans up after it"
+				 entry_is_dead(other) ? " which died: 'ublk-qcow2 del' cleans up after it"
 							    : "");
 	return 0;
+}
+
+int daemon_conflicts(const struct daemon_config *config, const struct statedir *dir,
+		     const struct frontend_ops *frontend, struct error *err)
+{
+	struct entry e = {.id = config->id, .read_only = config->target_options.read_only};
+	struct entry_list list;
+	struct stat st;
+	int ret;
+
+	if (config->target_options.path && stat(config->target_options.path, &st) == 0)
+		entry_image_id(e.image_id, &st);
+	snprintf(e.frontend, sizeof(e.frontend), "%s", frontend->name);
+	if (config->resume_key)
+		snprintf(e.key, sizeof(e.key), "%s", config->resume_key);
+	ret = entry_list_read(&list, dir, err);
+	for (size_t i = 0; !ret && i < list.count; i++)
+		ret = conflict_check(&e, &list.entries[i], err);
+	entry_list_free(&list);
+	return ret;
 }
 
 /* Under the lock of the folder; invariant 2. */
@@ -137,6 +169,7 @@ static int entry_register(struct daemon *d, struct error *err)
 static int entry_fill(struct daemon *d, struct error *err)
 {
 	const struct target_options *o = &d->config.target_options;
+	const struct supervision *supervision = d->config.supervision;
 	struct entry *e = &d->entry;
 	struct stat st;
 	int ret;
@@ -153,6 +186,16 @@ static int entry_fill(struct daemon *d, struct error *err)
 	e->started = time(NULL);
 	snprintf(e->frontend, sizeof(e->frontend), "%s", d->frontend_ops->name);
 	snprintf(e->target, sizeof(e->target), "%s", d->config.target->name);
+	e->cache_size_bytes = o->cache_size_bytes;
+	e->writeback_delay_ms = o->writeback_delay_ms;
+	e->size_bytes = o->size_bytes;
+	if (supervision) {
+		memcpy(e->key, supervision->key, sizeof(e->key));
+		e->supervisor = supervision->supervisor;
+		e->recovery = true;
+		if (supervision->replay)
+			snprintf(e->device, sizeof(e->device), "/dev/ublkb%d", e->id);
+	}
 	if (!o->path)
 		return 0;
 	if (stat(o->path, &st))
@@ -214,20 +257,48 @@ static void queues_note(const struct daemon *d, unsigned possible, struct daemon
 	report->note(report, text);
 }
 
+/* What the target needs to survive this process. */
+static int recovery_prepare(struct daemon *d, struct error *err)
+{
+	const struct supervision *s = d->config.supervision;
+	struct target_recovery *r = &d->recovery;
+
+	*r = (struct target_recovery){.replay = s->replay, .locked = true};
+	if (s->log_fd >= 0) {
+		r->log_base = mmap(NULL, QCOW2_LOG_BYTES, PROT_READ | PROT_WRITE,
+				   MAP_SHARED | MAP_POPULATE, s->log_fd, 0);
+		if (r->log_base == MAP_FAILED)
+			return error_set(err, -errno, "the recovery log: %s", strerror(errno));
+		r->log_bytes = QCOW2_LOG_BYTES;
+	}
+	snprintf(d->identity, sizeof(d->identity), "%s %s %s", d->entry.process.boot_id,
+		 d->entry.image_id, d->entry.target);
+	r->identity = d->identity;
+	r->identity_bytes = strlen(d->identity);
+	d->config.target_options.recovery = r;
+	return 0;
+}
+
 static int device_start(struct daemon *d, struct daemon_report *report, struct error *err)
 {
+	const struct supervision *supervision = d->config.supervision;
 	const struct target_options *o = &d->config.target_options;
 	const char *slash = o->path ? strrchr(o->path, '/') : NULL;
 	struct frontend_options options = {
 		.id = d->config.id,
 		.depth = o->depth,
 		.no_loop = d->config.no_loop,
+		.recovery = supervision ? d->config.recovery : FRONTEND_RECOVERY_OFF,
+		.recover = supervision && supervision->replay,
 		.run_dir = d->dir.path,
 		.name = slash ? slash + 1 : d->config.target->name,
 	};
-	int ret;
+	int ret = 0;
 
-	ret = d->config.target->open(&d->target, o, err);
+	if (supervision)
+		ret = recovery_prepare(d, err);
+	if (!ret)
+		ret = d->config.target->open(&d->target, o, err);
 	if (ret)
 		return ret;
 	options.queues = min_of(o->queues, d->target->limits.max_queues);
@@ -247,7 +318,10 @@ static int device_start(struct daemon *d, struct daemon_report *report, struct e
 		queues_note(d, options.queues, report);
 	d->entry.size_bytes = d->target->limits.size_bytes;
 	d->entry.read_only = d->target->limits.read_only;
-	return entry_write(&d->entry, &d->dir, err);
+	ret = entry_write(&d->entry, &d->dir, err);
+	if (!ret && supervision)
+		atomic_store(supervision->live_id, d->entry.id);
+	return ret;
 }
 
 /* Takes the device away and closes the target. The first error is returned, and all are logged. */
@@ -330,6 +404,9 @@ int daemon_attach(struct daemon **out, const struct daemon_config *config,
 		(void)!device_stop(d, &stop_err);
 		/* Invariant 1: what a stuck thread holds goes away with the process, later. */
 		if (ret == -ETIMEDOUT)
+			d->registered = false;
+		/* A device that could not be taken over waits on, with its entry and its log. */
+		if (config->supervision && config->supervision->replay)
 			d->registered = false;
 		daemon_destroy(d);
 		return ret;

@@ -11,12 +11,26 @@
 #include "target/frontend.h"
 #include "target/target.h"
 
+struct supervision;
+struct entry;
+
 struct daemon_config {
 	const struct target_ops *target;
 	struct target_options target_options; /* path absolute; queues as asked for */
 	const struct frontend_ops *frontend;  /* NULL: ublk if it is there, else fuse */
 	int id;				      /* -1: any */
 	bool no_loop;
+	/*
+	 * Whether a device whose daemon is killed waits for another one; only in the background and
+	 * with a front end that can, otherwise it goes away.
+	 */
+	enum frontend_recovery recovery;
+
+	/* For a supervisor (supervise.h): the entry of a device that waits, and who holds its locks. */
+	const char *resume_key;
+	bool locks_inherited;
+	/* Set in its workers. */
+	const struct supervision *supervision;
 };
 
 /* What the user is told while a device is attached. Texts are one line. */
@@ -58,5 +72,21 @@ int daemon_run(const struct daemon_config *config, struct daemon_report *report,
  */
 int daemon_spawn(const struct daemon_config *config, struct daemon_report *report,
 		 struct error *err) must_check;
+
+struct statedir;
+
+/* 0 unless a device that is registered is in the way of this one; @err then names it. */
+int daemon_conflicts(const struct daemon_config *config, const struct statedir *dir,
+		     const struct frontend_ops *frontend, struct error *err) must_check;
+
+/*
+ * Takes over a device that waits for it (ENTRY_QUIESCED), like daemon_spawn() does for a new one.
+ */
+int daemon_recover(const struct entry *e, struct daemon_report *report, struct error *err) must_check;
+/*
+ * This process becomes the supervisor of the device with entry @key, whose former supervisor ran this
+ * program in its place. Returns an exit status.
+ */
+int daemon_resume(const char *key, struct error *err);
 
 #endif

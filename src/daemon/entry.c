@@ -29,6 +29,8 @@ static const char *const state_names[] = {
 	[ENTRY_STARTING] = "starting",
 	[ENTRY_LIVE] = "live",
 	[ENTRY_STOPPING] = "stopping",
+	[ENTRY_RECOVERING] = "recovering",
+	[ENTRY_QUIESCED] = "quiesced",
 	[ENTRY_DEAD] = "dead",
 };
 
@@ -89,7 +91,9 @@ json_t *entry_to_json(const struct entry *e)
 	put(o, "read_only", json_boolean(e->read_only));
 	put(o, "cache", json_string(e->direct ? "direct" : "buffered"));
 	put(o, "started", json_integer(e->started));
-	if (json_object_size(o) != 13) {
+	put(o, "recovery", json_boolean(e->recovery));
+	put(o, "supervisor", e->supervisor.pid ? json_integer(e->supervisor.pid) : json_null());
+	if (json_object_size(o) != 15) {
 		json_decref(o);
 		return NULL;
 	}
@@ -125,7 +129,10 @@ static char *file_text(const struct entry *e)
 	put(o, "image_id", json_string(e->image_id));
 	put(o, "start_ticks", json_integer((json_int_t)e->process.start_ticks));
 	put(o, "boot_id", json_string(e->process.boot_id));
-	if (json_object_size(o) == keys + 5)
+	put(o, "supervisor_ticks", json_integer((json_int_t)e->supervisor.start_ticks));
+	put(o, "cache_size", json_integer((json_int_t)e->cache_size_bytes));
+	put(o, "writeback_delay_ms", json_integer((json_int_t)e->writeback_delay_ms));
+	if (json_object_size(o) == keys + 8)
 		text = json_dumps(o, JSON_INDENT(4));
 	json_decref(o);
 	return text;
@@ -175,7 +182,7 @@ int entry_write(const struct entry *e, const struct statedir *dir, struct error 
 
 void entry_remove(const struct entry *e, const struct statedir *dir)
 {
-	static const char *const suffixes[] = {"sock", "tmp", "json"};
+	static const char *const suffixes[] = {"sock", "tmp", "upgrade", "log", "json"};
 
 	/* The entry last: as long as anything is left, somebody can find it. */
 	for (size_t i = 0; i < ARRAY_LEN(suffixes); i++) {
@@ -230,7 +237,7 @@ static int state_get(const json_t *o, enum entry_state *out)
 {
 	const char *text = json_string_value(json_object_get(o, "state"));
 
-	for (size_t i = 0; text && i < ENTRY_DEAD; i++) {
+	for (size_t i = 0; text && i <= ENTRY_STOPPING; i++) {
 		if (strcmp(text, state_names[i]) == 0) {
 			*out = (enum entry_state)i;
 			return 0;
@@ -241,7 +248,7 @@ static int state_get(const json_t *o, enum entry_state *out)
 
 static int entry_from_json(struct entry *e, const json_t *o)
 {
-	int64_t pid, ticks, size, queues, depth, id = -1;
+	int64_t pid, ticks, size, queues, depth, cache_size, delay, sup_ticks, sup_pid = 0, id = -1;
 	char cache[16];
 
 	if (state_get(o, &e->state) || string_get(o, "frontend", e->frontend, sizeof(e->frontend)) ||
@@ -256,8 +263,20 @@ static int entry_from_json(struct entry *e, const json_t *o)
 	    integer_get(o, "size", 0, INT64_MAX, &size) ||
 	    integer_get(o, "queues", 0, UINT16_MAX, &queues) ||
 	    integer_get(o, "depth", 0, UINT16_MAX, &depth) ||
-	    integer_get(o, "started", 0, INT64_MAX, &e->started))
+	    integer_get(o, "started", 0, INT64_MAX, &e->started) ||
+	    integer_get(o, "supervisor_ticks", 0, INT64_MAX, &sup_ticks) ||
+	    integer_get(o, "cache_size", 0, INT64_MAX, &cache_size) ||
+	    integer_get(o, "writeback_delay_ms", 0, INT64_MAX, &delay))
 		return -EINVAL;
+	if (!json_is_null(json_object_get(o, "supervisor")) &&
+	    integer_get(o, "supervisor", 1, INT_MAX, &sup_pid))
+		return -EINVAL;
+	e->supervisor = e->process;
+	e->supervisor.pid = (pid_t)sup_pid;
+	e->supervisor.start_ticks = (uint64_t)sup_ticks;
+	e->cache_size_bytes = (uint64_t)cache_size;
+	e->writeback_delay_ms = (uint64_t)delay;
+	e->recovery = json_is_true(json_object_get(o, "recovery"));
 	if (!json_is_null(json_object_get(o, "id")) && integer_get(o, "id", 0, INT_MAX, &id))
 		return -EINVAL;
 	e->process.pid = (pid_t)pid;
@@ -301,7 +320,12 @@ static int entry_read(struct entry *e, const struct statedir *dir, const char *n
 		/* A daemon that ends in order removes its entry first. */
 		if (faccessat(dir->fd, name, F_OK, AT_SYMLINK_NOFOLLOW))
 			return -ENOENT;
-		e->state = ENTRY_DEAD;
+		if (e->supervisor.pid && process_alive(&e->supervisor))
+			e->state = ENTRY_RECOVERING;
+		else if (e->recovery && e->id >= 0)
+			e->state = ENTRY_QUIESCED;
+		else
+			e->state = ENTRY_DEAD;
 	}
 	return ret;
 }

@@ -5,7 +5,8 @@
  * The daemon alone writes its entry, as a whole and by rename, so that a reader sees an old state or a
  * new one. It removes it when the device is gone. An entry whose process is gone is *dead*: the device,
  * a mount or a loop device may be left, and `del` cleans them up and removes the entry. KEY is made of
- * the process number and start time; the daemon's control socket is KEY.sock.
+ * the process number and start time (of the supervisor, if there is one: supervise.h); the daemon's
+ * control socket is KEY.sock.
  */
 #ifndef DAEMON_ENTRY_H
 #define DAEMON_ENTRY_H
@@ -26,7 +27,10 @@ enum entry_state {
 	ENTRY_STARTING, /* the device is not there yet */
 	ENTRY_LIVE,
 	ENTRY_STOPPING,
-	ENTRY_DEAD, /* never in a file: seen by the reader */
+	/* These are never in a file, but seen by the reader: the daemon is dead, ... */
+	ENTRY_RECOVERING, /* ... and its supervisor starts another */
+	ENTRY_QUIESCED,	  /* ... and its supervisor; the device waits for `recover` */
+	ENTRY_DEAD,	  /* ... and the device is of no use */
 };
 
 #define ENTRY_KEY_MAX 48
@@ -34,6 +38,7 @@ enum entry_state {
 struct entry {
 	char key[ENTRY_KEY_MAX];
 	struct process process;
+	struct process supervisor; /* pid 0: none */
 	enum entry_state state;
 	int id; /* -1: not known yet */
 	char frontend[16];
@@ -45,10 +50,17 @@ struct entry {
 	unsigned queues, depth;
 	bool read_only;
 	bool direct;
+	bool recovery; /* the device outlives its daemon */
+	uint64_t cache_size_bytes, writeback_delay_ms; /* as asked for; 0: default */
 	int64_t started; /* seconds since 1970 */
 };
 
 const char *entry_state_name(enum entry_state state);
+/* Nobody is there to be asked; what is left can be cleaned up. */
+static inline bool entry_is_dead(const struct entry *e)
+{
+	return e->state == ENTRY_DEAD || e->state == ENTRY_QUIESCED;
+}
 
 /* The identity of a file or block device, for entry.image_id. */
 void entry_image_id(char out[64], const struct stat *st);

@@ -31,6 +31,7 @@
 #include "daemon/control.h"
 #include "daemon/daemon.h"
 #include "daemon/entry.h"
+#include "daemon/supervise.h"
 
 #define START_TIMEOUT_MS 120000
 #define BURY_TIMEOUT_MS	 10000
@@ -39,6 +40,9 @@
 #define REPORT_FD 3
 
 static const char ident[] = "ublk-qcow2";
+
+/* In a supervisor and the workers after the first one: REPORT_FD is something else. */
+static bool nobody_waits;
 
 
 int daemon_run(const struct daemon_config *config, struct daemon_report *report, struct error *err)
@@ -94,8 +98,38 @@ static void null_onto(int first, int last)
 		close(fd);
 }
 
-/* In the last process; returns its exit status. */
-static int background_main(const struct daemon_config *config)
+/* The device is there, or another one's, and nobody waits to be told. */
+static void note_log(struct daemon_report *report, const char *text)
+{
+	log_info("%s", text);
+}
+
+static int usable_log(struct daemon_report *report, const char *device)
+{
+	log_info("%s: taken over", device);
+	return 0;
+}
+
+/* A worker that a supervisor starts after the first one, or without anybody who waits. */
+static int worker_alone(const struct daemon_config *config)
+{
+	struct daemon_report report = {.note = note_log, .usable = usable_log};
+	struct error err = {0};
+	struct daemon *d;
+	int ret = daemon_attach(&d, config, &report, &err);
+
+	if (ret) {
+		log_err("%s: %s", config->target_options.path ? config->target_options.path
+							      : config->target->name,
+			error_text(&err, ret));
+		return 1;
+	}
+	(void)!usable_log(&report, daemon_device(d));
+	return daemon_serve(d) ? 1 : 0;
+}
+
+/* In the process that serves; returns its exit status. */
+static int worker_main(const struct daemon_config *config)
 {
 	struct daemon_report report = {.note = note_send, .usable = usable_send};
 	struct error err = {0};
@@ -103,13 +137,8 @@ static int background_main(const struct daemon_config *config)
 	struct daemon *d;
 	int ret;
 
-	if (chdir("/")) {
-		message_send('E', "cannot enter /");
-		return 1;
-	}
-	umask(077);
-	/* What the user has to know of these first moments comes as a message. */
-	log_open(true, ident, LOG_LEVEL_INFO);
+	if (nobody_waits)
+		return worker_alone(config);
 	snprintf(pid, sizeof(pid), "%d", (int)getpid());
 	(void)!message_send('P', pid);
 	ret = daemon_attach(&d, config, &report, &err);
@@ -123,6 +152,44 @@ static int background_main(const struct daemon_config *config)
 		return daemon_detach(d) ? 1 : 0;
 	close(REPORT_FD);
 	return daemon_serve(d) ? 1 : 0;
+}
+
+/* The supervisor, when its first worker has started: who waits is that one's business from now on. */
+static void report_forget(void)
+{
+	nobody_waits = true;
+	null_onto(STDERR_FILENO, STDERR_FILENO);
+	close(REPORT_FD);
+}
+
+/* Whether the device is to outlive its daemon, which only the ublk front end's can. */
+static bool supervisable(const struct daemon_config *config)
+{
+	if (config->recovery == FRONTEND_RECOVERY_OFF || config->no_loop)
+		return false;
+	if (config->frontend)
+		return config->frontend->can_recover;
+	return frontend_ublk.probe(NULL) == 0;
+}
+
+/* In the last process that `add` starts; returns its exit status. */
+static int background_main(const struct daemon_config *config)
+{
+	struct error err = {0};
+	int ret;
+
+	if (chdir("/")) {
+		message_send('E', "cannot enter /");
+		return 1;
+	}
+	umask(077);
+	/* What the user has to know of these first moments comes as a message. */
+	log_open(true, ident, LOG_LEVEL_INFO);
+	if (!supervisable(config))
+		return worker_main(config);
+	ret = supervise(config, worker_main, report_forget, &err);
+	message_send('E', error_text(&err, ret));
+	return 1;
 }
 
 static void background_start(const struct daemon_config *config, int fd)
@@ -213,8 +280,11 @@ static int daemon_bury(struct parent *p, bool at_once)
 		return 0;
 	if (at_once)
 		kill(p->daemon, SIGKILL);
-	/* Bounded, for a process may be stuck in the kernel. */
-	for (int waited_ms = 0; waitpid(p->daemon, &status, WNOHANG) == 0; waited_ms += 20) {
+	/* Bounded, for a process may be stuck in the kernel. A supervisor's child is not ours to wait for. */
+	for (int waited_ms = 0; waitpid(p->daemon, &status, WNOHANG) == 0 ||
+				(errno == ECHILD && kill(p->daemon, 0) == 0);
+	     waited_ms += 20) {
+		errno = 0;
 		if (waited_ms == BURY_TIMEOUT_MS)
 			kill(p->daemon, SIGKILL);
 		if (waited_ms >= 2 * BURY_TIMEOUT_MS)
@@ -277,4 +347,37 @@ int daemon_spawn(const struct daemon_config *config, struct daemon_report *repor
 	ret = outcome(&parent, ret, err);
 	close(parent.fd);
 	return ret;
+}
+
+int daemon_recover(const struct entry *e, struct daemon_report *report, struct error *err)
+{
+	struct daemon_config config;
+	int ret = supervise_config(&config, e, err);
+
+	return ret ? ret : daemon_spawn(&config, report, err);
+}
+
+int daemon_resume(const char *key, struct error *err)
+{
+	struct daemon_config config = {0};
+	struct entry_list list = {0};
+	struct statedir dir;
+	int ret;
+
+	/* the process is the former program's: its session, its folder and its streams */
+	log_open(true, ident, LOG_LEVEL_INFO);
+	ret = statedir_open(&dir, false, err);
+	if (!ret)
+		ret = entry_list_read(&list, &dir, err);
+	if (ret)
+		return ret;
+	ret = -ENODEV;
+	for (size_t i = 0; i < list.count; i++)
+		if (strcmp(list.entries[i].key, key) == 0)
+			ret = supervise_config(&config, &list.entries[i], err);
+	if (ret)
+		return error_set(err, ret, "there is no device to supervise");
+	config.locks_inherited = true;
+	statedir_close(&dir);
+	return supervise(&config, worker_alone, NULL, err);
 }

@@ -40,7 +40,7 @@ enum {
 };
 
 /* Our own, far from QEMU's: a write lock of whoever may still write to the file. */
-#define CLAIM_BYTE    0x75626c6bL
+#define CLAIM_BYTE    STORAGE_CLAIM_BYTE
 #define CLAIM_POLL_MS 10
 
 static const char *const perm_verbs[PERMS] = {

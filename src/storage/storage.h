@@ -138,6 +138,8 @@ int storage_lock(struct storage *st, unsigned perms, unsigned shared, struct err
  * process included, and claims this one until its own last request is gone (rule 15). -ETIMEDOUT.
  */
 int storage_claim(struct storage *st, unsigned timeout_ms, struct error *err) must_check;
+/* Where in a file the claim lies: a write lock of one byte, far from QEMU's locks. */
+#define STORAGE_CLAIM_BYTE 0x75626c6bL
 void storage_close(struct storage *st); /* accepts NULL */
 
 /* ---- file: a regular file or block device, by io_uring (src/storage/file.c) ---- */

@@ -45,6 +45,7 @@ static int open_image(struct qcow2_target *qt, struct storage **st, const struct
 	struct qcow2_options options = {
 		.read_only = opts->read_only,
 		.cache_size_bytes = opts->cache_size_bytes,
+		.writeback_delay_ms = opts->writeback_delay_ms,
 		.max_inflight = opts->queues * opts->depth,
 	};
 	const struct target_recovery *recovery = opts->recovery;

@@ -47,6 +47,7 @@ struct target_options {
 	unsigned queues;	   /* how many queues will be started */
 	unsigned depth;		   /* requests in flight in each queue, at most */
 	uint64_t cache_size_bytes; /* 0: the target's default */
+	uint64_t writeback_delay_ms; /* of dirty metadata; 0: the target's default */
 	uint64_t size_bytes;	   /* null: device size; 0: default */
 	const struct target_recovery *recovery; /* NULL: none */
 };

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * select.h: which attached devices a command line means: by device, number, image, or all of them.
+ */
+#ifndef CLI_SELECT_H
+#define CLI_SELECT_H
+
+#include <stdbool.h>
+
+#include "base/error.h"
+#include "daemon/entry.h"
+#include "daemon/statedir.h"
+
+/*
+ * Runs @fn for each device that @names (a NULL-terminated list) mean, or with @all for all that @wanted
+ * (NULL: any) agrees to. Errors are printed behind the device's name. Returns an exit status.
+ */
+int select_each(char *const *names, bool all, bool (*wanted)(const struct entry *e),
+		int (*fn)(const struct entry *e, struct statedir *dir, void *arg, struct error *err),
+		void *arg);
+
+#endif

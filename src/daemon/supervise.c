@@ -1,0 +1,452 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * supervise.c: see supervise.h.
+ *
+ *     first worker --live--> serving --killed--> another worker, with recovery --live--> serving ...
+ *          |                    |                       |
+ *          exits: the end       exits: the end          exits: the end; the device waits for `recover`
+ *
+ * Invariants:
+ *  1. (rule 18) The supervisor holds QEMU's image locks, on an open file description of its own, from
+ *     before the first worker starts until after the last one ended. Workers do not take them.
+ *  2. The recovery log, KEY.log in the folder of state, exists as long as a worker that is killed could
+ *     be followed by another, and is removed with the entry, by the worker that detached the device.
+ *  3. The supervisor may be killed at any time: the worker goes on; if it is killed too, everything that
+ *     `recover` needs is in the entry and the log.
+ *  4. A worker never serves a device that it took over without having replayed the log (the target's
+ *     open fails otherwise).
+ *  5. Workers that die again and again are not started for ever: WORKERS_MAX in WORKERS_SPAN_MS.
+ */
+#include "daemon/supervise.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/math.h"
+#include "daemon/control.h"
+#include "daemon/statedir.h"
+#include "qcow2.h"
+#include "storage/storage.h"
+
+#define WORKERS_MAX	   5
+#define WORKERS_SPAN_MS	   60000
+#define LOCK_WAIT_MS	   10000 /* for a dead worker's last I/O, where its own locks are in the way */
+#define NAME_WAIT_MS	   1000
+#define UPGRADE_TIMEOUT_MS 60000
+
+struct supervisor {
+	struct daemon_config config;
+	struct supervision supervision;
+	struct statedir dir;
+	struct storage *storage; /* holds the locks; NULL: no image */
+	_Atomic int *shared;
+	pid_t worker;
+	uint64_t deaths_ms[WORKERS_MAX]; /* the last ones, round and round */
+	unsigned deaths;
+	sigset_t signals;
+};
+
+static void sleep_ms(unsigned ms)
+{
+	struct timespec pause = {.tv_sec = ms / 1000, .tv_nsec = (long)(ms % 1000) * 1000000};
+
+	nanosleep(&pause, NULL);
+}
+
+/* ---- what outlives the worker ---- */
+
+/* The locks that the target would take. Bounded, for a dead worker's own may still be there. */
+static int image_lock(struct supervisor *s, struct error *err)
+{
+	const struct target_options *o = &s->config.target_options;
+	struct storage_file_options file = {.read_only = o->read_only};
+	bool qcow2 = s->config.target == &target_qcow2;
+	unsigned denied = STORAGE_PERM_WRITE | STORAGE_PERM_RESIZE;
+	unsigned used = STORAGE_PERM_CONSISTENT_READ;
+	int ret;
+
+	if (!o->path)
+		return 0;
+	if (!o->read_only)
+		used |= STORAGE_PERM_WRITE | (qcow2 ? STORAGE_PERM_RESIZE : 0);
+	ret = storage_file_open(&s->storage, o->path, &file, err);
+	for (unsigned waited_ms = 0; !ret; waited_ms += 20) {
+		struct error why = {0};
+		bool again;
+
+		ret = storage_lock(s->storage, used, STORAGE_PERM_ALL & ~denied, &why);
+		/* our own devices by name, also one that is registered a moment after it took the locks */
+		if (ret == -EAGAIN && waited_ms < NAME_WAIT_MS && !s->supervision.replay &&
+		    daemon_conflicts(&s->config, &s->dir, &frontend_ublk, err))
+			return ret;
+		again = ret == -EAGAIN &&
+			waited_ms < (s->supervision.replay ? LOCK_WAIT_MS : NAME_WAIT_MS);
+		if (!again)
+			return ret ? error_set(err, ret, "%s", error_text(&why, ret)) : 0;
+		ret = 0;
+		sleep_ms(20);
+	}
+	return ret;
+}
+
+static int log_open_file(struct supervisor *s, struct error *err)
+{
+	char name[ENTRY_KEY_MAX + 8];
+	int flags = O_RDWR | O_CLOEXEC | O_NOFOLLOW, ret;
+	struct stat st;
+
+	s->supervision.log_fd = -1;
+	if (s->config.target != &target_qcow2 || s->config.target_options.read_only)
+		return 0;
+	snprintf(name, sizeof(name), "%s.log", s->supervision.key);
+	if (!s->supervision.replay)
+		flags |= O_CREAT | O_EXCL;
+	s->supervision.log_fd = openat(s->dir.fd, name, flags, 0600);
+	if (s->supervision.log_fd < 0) {
+		ret = -errno;
+		if (ret == -ENOENT)
+			return error_set(err, ret, "the recovery log %s/%s is gone: the changes that it "
+						   "held cannot be replayed",
+					 s->dir.path, name);
+		return error_set(err, ret, "the recovery log %s/%s: %s", s->dir.path, name,
+				 strerror(-ret));
+	}
+	if (s->supervision.replay) {
+		if (fstat(s->supervision.log_fd, &st) || st.st_size != QCOW2_LOG_BYTES)
+			return error_set(err, -EINVAL, "the recovery log %s/%s is damaged",
+					 s->dir.path, name);
+		return 0;
+	}
+	ret = -posix_fallocate(s->supervision.log_fd, 0, QCOW2_LOG_BYTES);
+	return ret ? error_set(err, ret, "no room for the recovery log in %s: %s", s->dir.path,
+			       strerror(-ret))
+		   : 0;
+}
+
+static void log_remove(struct supervisor *s)
+{
+	char name[ENTRY_KEY_MAX + 8];
+
+	snprintf(name, sizeof(name), "%s.log", s->supervision.key);
+	unlinkat(s->dir.fd, name, 0);
+}
+
+/* ---- workers ---- */
+
+static int worker_start(struct supervisor *s, int (*worker_main)(const struct daemon_config *config))
+{
+	sigset_t none;
+
+	atomic_store(s->shared, -1);
+	fflush(NULL);
+	s->worker = fork();
+	if (s->worker)
+		return s->worker < 0 ? -errno : 0;
+	/* what the supervisor holds, the worker must not: its own I/O is told by its own description */
+	if (s->storage)
+		close(storage_file_fd(s->storage));
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	_exit(worker_main(&s->config));
+}
+
+/* Whether another worker may be started now, after a pause that grows. */
+static bool worker_again(struct supervisor *s)
+{
+	uint64_t now = control_now_ms();
+	uint64_t oldest = s->deaths_ms[s->deaths % WORKERS_MAX];
+
+	s->deaths_ms[s->deaths % WORKERS_MAX] = now;
+	s->deaths++;
+	if (s->deaths > WORKERS_MAX && now - oldest < WORKERS_SPAN_MS)
+		return false;
+	for (unsigned i = 1, recent = 0; i < WORKERS_MAX && i < s->deaths; i++) {
+		if (now - s->deaths_ms[(s->deaths - 1 - i) % WORKERS_MAX] < WORKERS_SPAN_MS / 4)
+			sleep_ms(50 << recent++);
+	}
+	return true;
+}
+
+/* The worker has ended: 1 another one is to be started, else the supervisor's exit status, negated. */
+static int worker_ended(struct supervisor *s, int status)
+{
+	int id = atomic_load(s->shared);
+	bool killed = WIFSIGNALED(status);
+
+	if (!killed && (id >= 0 || !s->supervision.replay)) {
+		/* in order, device and all; or the first one, which said why it could not start */
+		if (id < 0)
+			log_remove(s);
+		return -WEXITSTATUS(status);
+	}
+	if (id < 0 && !s->supervision.replay) {
+		log_remove(s);
+		return -1;
+	}
+	if (id >= 0)
+		s->config.id = id;
+	s->supervision.replay = true;
+	if (!killed) {
+		log_err("/dev/ublkb%d waits: it could not be taken over; try 'ublk-qcow2 recover %d', or "
+			"'ublk-qcow2 del %d' to give it up",
+			s->config.id, s->config.id, s->config.id);
+		return -1;
+	}
+	if (!worker_again(s)) {
+		log_err("/dev/ublkb%d waits: %d daemons died within %d s; 'ublk-qcow2 recover %d' tries "
+			"again",
+			s->config.id, WORKERS_MAX, WORKERS_SPAN_MS / 1000, s->config.id);
+		return -1;
+	}
+	log_warn("/dev/ublkb%d: its daemon (process %d) was killed (%s); another one takes over",
+		 s->config.id, (int)s->worker, strsignal(WTERMSIG(status)));
+	return 1;
+}
+
+/* Becomes the program that asked for it; returns only if that fails. */
+static void supervisor_exec(struct supervisor *s)
+{
+	char name[ENTRY_KEY_MAX + 8], path[PATH_MAX + 1];
+	char command[] = SUPERVISE_COMMAND, program[] = "ublk-qcow2";
+	char *argv[] = {program, command, s->supervision.key, NULL};
+	ssize_t len = -1;
+	int fd;
+
+	snprintf(name, sizeof(name), "%s.upgrade", s->supervision.key);
+	fd = openat(s->dir.fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	if (fd >= 0) {
+		len = read(fd, path, PATH_MAX);
+		close(fd);
+		unlinkat(s->dir.fd, name, 0);
+	}
+	if (len <= 0) {
+		log_err("upgrade: nobody said to which program");
+		return;
+	}
+	path[len] = '\0';
+	/* Invariant 1: the locks live on in a descriptor that nobody needs to know. */
+	if (s->storage)
+		fcntl(storage_file_fd(s->storage), F_SETFD, 0);
+	execv(path, argv);
+	log_err("upgrade: cannot run %s: %s", path, strerror(errno));
+	if (s->storage)
+		fcntl(storage_file_fd(s->storage), F_SETFD, FD_CLOEXEC);
+}
+
+/* Waits until the worker has ended; its status. */
+static int worker_wait(struct supervisor *s, bool *upgrade)
+{
+	int status;
+
+	*upgrade = false;
+	while (waitpid(s->worker, &status, WNOHANG) != s->worker) {
+		int sig = sigwaitinfo(&s->signals, NULL);
+
+		if (sig == SIGTERM || sig == SIGINT)
+			kill(s->worker, SIGTERM);
+		if (sig == SIGUSR1 && atomic_load(s->shared) >= 0) {
+			*upgrade = true;
+			kill(s->worker, SIGKILL);
+		}
+	}
+	return status;
+}
+
+static int workers_run(struct supervisor *s, int (*worker_main)(const struct daemon_config *config),
+		       void (*started)(void))
+{
+	int next = 1;
+
+	while (next == 1) {
+		bool upgrade;
+		int status, ret = worker_start(s, worker_main);
+
+		if (ret) {
+			log_err("cannot start a daemon: %s", strerror(-ret));
+			return 1;
+		}
+		if (started)
+			started();
+		started = NULL;
+		status = worker_wait(s, &upgrade);
+		if (upgrade && WIFSIGNALED(status)) {
+			s->config.id = atomic_load(s->shared);
+			s->supervision.replay = true;
+			supervisor_exec(s);
+			continue; /* with the program that there is */
+		}
+		next = worker_ended(s, status);
+	}
+	return -next;
+}
+
+/* ---- the supervisor ---- */
+
+static int supervisor_init(struct supervisor *s, struct error *err)
+{
+	struct entry self = {0};
+	int ret;
+
+	sigemptyset(&s->signals);
+	sigaddset(&s->signals, SIGCHLD);
+	sigaddset(&s->signals, SIGTERM);
+	sigaddset(&s->signals, SIGINT);
+	sigaddset(&s->signals, SIGUSR1);
+	sigaddset(&s->signals, SIGHUP);
+	sigprocmask(SIG_BLOCK, &s->signals, NULL);
+	ret = statedir_open(&s->dir, true, err);
+	if (!ret)
+		ret = entry_init(&self, err);
+	if (ret)
+		return ret;
+	s->supervision.supervisor = self.process;
+	if (s->config.resume_key)
+		snprintf(s->supervision.key, sizeof(s->supervision.key), "%s", s->config.resume_key);
+	else
+		memcpy(s->supervision.key, self.key, sizeof(self.key));
+	s->supervision.replay = s->config.resume_key != NULL;
+	s->shared = mmap(NULL, sizeof(*s->shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
+			 -1, 0);
+	if (s->shared == MAP_FAILED)
+		return error_set(err, -errno, "mmap: %s", strerror(errno));
+	s->supervision.live_id = s->shared;
+	s->config.supervision = &s->supervision;
+	if (!s->config.locks_inherited)
+		ret = image_lock(s, err);
+	if (!ret)
+		ret = log_open_file(s, err);
+	return ret;
+}
+
+int supervise(const struct daemon_config *config,
+	      int (*worker_main)(const struct daemon_config *config), void (*started)(void),
+	      struct error *err)
+{
+	struct supervisor s = {
+		.config = *config,
+		.dir = {.fd = -1, .lock_fd = -1},
+		.supervision = {.log_fd = -1},
+	};
+	int ret = supervisor_init(&s, err), status;
+
+	if (ret) {
+		if (s.supervision.log_fd >= 0 && !s.supervision.replay && s.dir.fd >= 0)
+			log_remove(&s);
+		statedir_close(&s.dir);
+		storage_close(s.storage);
+		return ret;
+	}
+	status = workers_run(&s, worker_main, started);
+	storage_close(s.storage);
+	statedir_close(&s.dir);
+	exit(status);
+}
+
+int supervise_config(struct daemon_config *config, const struct entry *e, struct error *err)
+{
+	*config = (struct daemon_config){
+		.target = target_find(e->target),
+		.frontend = daemon_frontend_find(e->frontend),
+		.id = e->id,
+		.recovery = FRONTEND_RECOVERY_REISSUE,
+		.resume_key = e->key,
+		.target_options =
+			{
+				.path = e->image[0] ? e->image : NULL,
+				.read_only = e->read_only,
+				.direct = e->direct,
+				.queues = max_of(e->queues, 1u),
+				.depth = max_of(e->depth, 1u),
+				.cache_size_bytes = e->cache_size_bytes,
+				.writeback_delay_ms = e->writeback_delay_ms,
+				.size_bytes = e->image[0] ? 0 : e->size_bytes,
+			},
+	};
+	if (!e->recovery || e->id < 0 || !config->target || !config->frontend ||
+	    !config->frontend->can_recover)
+		return error_set(err, -EINVAL, "was made without recovery");
+	return 0;
+}
+
+/* ---- upgrading, on the side of who asks ---- */
+
+static int upgrade_write_program(const struct statedir *dir, const struct entry *e, struct error *err)
+{
+	char name[ENTRY_KEY_MAX + 8], path[PATH_MAX];
+	ssize_t len = readlink("/proc/self/exe", path, sizeof(path));
+	int fd, ret = 0;
+
+	if (len <= 0 || len == sizeof(path))
+		return error_set(err, -EIO, "cannot tell where this program is");
+	snprintf(name, sizeof(name), "%s.upgrade", e->key);
+	fd = openat(dir->fd, name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (fd < 0 || write(fd, path, (size_t)len) != len)
+		ret = errno ? -errno : -EIO;
+	if (fd >= 0)
+		close(fd);
+	return ret ? error_set(err, ret, "%s/%s: %s", dir->path, name, strerror(-ret)) : 0;
+}
+
+/* 1 a new worker serves, 0 not yet, -errno it will not. */
+static int upgrade_done(const struct statedir *dir, const struct entry *before, struct error *err)
+{
+	struct entry_list list;
+	int ret = entry_list_read(&list, dir, err), done = -ENODEV;
+
+	for (size_t i = 0; !ret && i < list.count; i++) {
+		const struct entry *e = &list.entries[i];
+
+		if (strcmp(e->key, before->key) != 0)
+			continue;
+		done = e->state == ENTRY_LIVE && (e->process.pid != before->process.pid ||
+						  e->process.start_ticks != before->process.start_ticks);
+		if (e->state == ENTRY_QUIESCED || e->state == ENTRY_DEAD)
+			done = -EIO;
+	}
+	entry_list_free(&list);
+	if (ret)
+		return ret;
+	if (done == -ENODEV)
+		return error_set(err, done, "has gone away meanwhile");
+	if (done < 0)
+		return error_set(err, done, "was not taken over by the new program: see the log, and "
+					    "'ublk-qcow2 recover'");
+	return done;
+}
+
+int supervise_upgrade(const struct statedir *dir, const struct entry *e, struct error *err)
+{
+	int pidfd, ret;
+
+	if (!e->recovery || e->state != ENTRY_LIVE)
+		return error_set(err, -EINVAL, "cannot be upgraded: %s",
+				 e->recovery ? "it is not being served"
+					     : "it was attached without recovery");
+	pidfd = process_open(&e->supervisor);
+	if (pidfd < 0)
+		return error_set(err, pidfd, "cannot be upgraded: its supervisor (process %d) is gone",
+				 (int)e->supervisor.pid);
+	close(pidfd);
+	ret = upgrade_write_program(dir, e, err);
+	if (ret)
+		return ret;
+	if (kill(e->supervisor.pid, SIGUSR1))
+		return error_set(err, -errno, "process %d: %s", (int)e->supervisor.pid, strerror(errno));
+	for (unsigned waited_ms = 0; waited_ms < UPGRADE_TIMEOUT_MS; waited_ms += 20) {
+		ret = upgrade_done(dir, e, err);
+		if (ret)
+			return ret < 0 ? ret : 0;
+		sleep_ms(20);
+	}
+	return error_set(err, -ETIMEDOUT, "the new program did not take over within %d s",
+			 UPGRADE_TIMEOUT_MS / 1000);
+}

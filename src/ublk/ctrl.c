@@ -40,7 +40,7 @@
 #define CANCEL_MS   1000
 #define QUICK_MS    10000 /* commands that wait for nobody */
 #define START_MS    60000 /* reads the partition table, through the target */
-#define LINGER_MS   2000
+#define LINGER_MS   5000
 #define RECOVERY_MS 30000 /* for the last of a dead process to go */
 #define NODE_MS	    10000
 
@@ -405,8 +405,11 @@ static int call_with_queues(struct ublk_ctrl *ctrl, const char *name, uint32_t o
 		.given_up = given_up,
 		.arg = arg,
 	};
+	int ret = call_quietly(ctrl, &call);
 
-	return call_driver(ctrl, &call, err);
+	if (ret == -ECANCELED)
+		return error_set(err, ret, "ublk device %u was taken away while it started", id);
+	return call_result(&call, ret, err);
 }
 
 int ublk_ctrl_start(struct ublk_ctrl *ctrl, uint32_t id, pid_t pid, bool (*given_up)(void *arg),
@@ -445,7 +448,7 @@ int ublk_ctrl_recovery_start(struct ublk_ctrl *ctrl, uint32_t id, struct error *
 			id, RECOVERY_MS / 1000);
 	if (ret == -EINVAL || ret == -EOPNOTSUPP)
 		return error_set(err, ret, "ublk device %u was made without recovery", id);
-	return ret ? error_set(err, ret, "ublk %s failed: %s", call.name, strerror(-ret)) : 0;
+	return call_result(&call, ret, err);
 }
 
 int ublk_ctrl_stop(struct ublk_ctrl *ctrl, uint32_t id, struct error *err)

@@ -37,8 +37,9 @@ static size_t utf8_printable(const unsigned char *p)
 	}
 	if (code < least[len] || code > 0x10ffff || (code >= 0xd800 && code < 0xe000))
 		return 0;
-	if (code < 0xa0 || (code >= 0x200b && code <= 0x200f) || (code >= 0x2028 && code <= 0x202e) ||
-	    (code >= 0x2066 && code <= 0x2069) || code == 0xfeff)
+	if (code < 0xa0 || (code >= 0x200b && code <= 0x200f) ||
+	    (code >= 0x2028 && code <= 0x202e) || (code >= 0x2066 && code <= 0x2069) ||
+	    code == 0xfeff)
 		return 0;
 	return len;
 }

@@ -268,6 +268,8 @@ static int run(const struct cli_command *cmd, int argc, char **argv)
 	return status;
 }
 
+/* The help is laid out as it is printed. */
+/* clang-format off */
 const struct cli_command cli_command_add = {
 	.name = "add",
 	.summary = "attach an image as a block device",
@@ -296,3 +298,4 @@ const struct cli_command cli_command_add = {
 	.long_options = long_options,
 	.run = run,
 };
+/* clang-format on */

@@ -108,9 +108,10 @@ uint64_t cli_size_arg(const struct cli_command *cmd, const char *option, const c
 	case -ERANGE:
 		exit(cli_usage(cmd, "%s: '%s' is too large", option, text));
 	default:
-		exit(cli_usage(cmd,
-			       "%s: '%s' is not a size: a number and b, k, M, G, T, P or E are wanted",
-			       option, text));
+		exit(cli_usage(
+			cmd,
+			"%s: '%s' is not a size: a number and b, k, M, G, T, P or E are wanted",
+			option, text));
 	}
 }
 

@@ -31,7 +31,9 @@ struct cli_command {
 	int (*run)(const struct cli_command *cmd, int argc, char **argv); /* argv[0]: the command */
 };
 
+/* clang-format off */
 #define CLI_LONG_HELP {"help", no_argument, NULL, 'h'}
+/* clang-format on */
 
 /* Values of long options that have no letter. */
 enum { CLI_OPT_FIRST = 256 };

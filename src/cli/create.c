@@ -40,7 +40,7 @@ static const struct option long_options[] = {
 
 struct create {
 	const char *file;
-	char *path;	    /* FILE with symbolic links followed */
+	char *path; /* FILE with symbolic links followed */
 	bool quiet, force;
 	bool have_size;
 	/* As given, for the output; NULL: not given. */
@@ -78,7 +78,8 @@ static bool key_unsupported(const char *key)
 		const char *name = unsupported_keys[i];
 		size_t len = strlen(name);
 
-		if (strcmp(key, name) == 0 || (name[len - 1] == '.' && strncmp(key, name, len) == 0))
+		if (strcmp(key, name) == 0 ||
+		    (name[len - 1] == '.' && strncmp(key, name, len) == 0))
 			return true;
 	}
 	return false;
@@ -158,7 +159,8 @@ static int key_set(const struct cli_command *cmd, struct create *create, const c
 	if (strcmp(key, "preallocation") == 0) {
 		create->preallocation = value;
 		ret = preallocation_parse(value, &o->preallocation);
-		return ret ? cli_usage(cmd, "preallocation is off, metadata, falloc or full") : CLI_OK;
+		return ret ? cli_usage(cmd, "preallocation is off, metadata, falloc or full")
+			   : CLI_OK;
 	}
 	if (strcmp(key, "refcount_bits") == 0) {
 		o->refcount_bits = cli_number_arg(cmd, key, value, 1, 64);
@@ -280,8 +282,9 @@ static int name_take(const struct create *create, const struct stat *old, struct
 	}
 	if (ret) {
 		ret = -errno;
-		return error_set(err, ret, "%s", ret == -EEXIST ? "was made by somebody else meanwhile"
-								: strerror(-ret));
+		return error_set(err, ret, "%s",
+				 ret == -EEXIST ? "was made by somebody else meanwhile"
+						: strerror(-ret));
 	}
 	ret = folder_sync(create->path);
 	return ret ? error_set(err, ret, "cannot make the name durable: %s", strerror(-ret)) : 0;
@@ -376,7 +379,8 @@ static void formatting_print(const struct create *create)
 
 static int run(const struct cli_command *cmd, int argc, char **argv)
 {
-	struct create create = {.options = {.cluster_bytes = 65536, .refcount_bits = 16, .version = 3}};
+	struct create create = {
+		.options = {.cluster_bytes = 65536, .refcount_bits = 16, .version = 3}};
 	struct error err = {0};
 	char *keys[64];
 	unsigned key_lists = 0;
@@ -436,6 +440,8 @@ static int run(const struct cli_command *cmd, int argc, char **argv)
 	return CLI_OK;
 }
 
+/* The help is laid out as it is printed. */
+/* clang-format off */
 const struct cli_command cli_command_create = {
 	.name = "create",
 	.summary = "make a new, empty image",
@@ -454,3 +460,4 @@ const struct cli_command cli_command_create = {
 	.long_options = long_options,
 	.run = run,
 };
+/* clang-format on */

@@ -133,6 +133,8 @@ static int run(const struct cli_command *cmd, int argc, char **argv)
 	return select_each(argv + optind, all, NULL, entry_del, &force);
 }
 
+/* The help is laid out as it is printed. */
+/* clang-format off */
 const struct cli_command cli_command_del = {
 	.name = "del",
 	.summary = "detach a device",
@@ -147,3 +149,4 @@ const struct cli_command cli_command_del = {
 	.long_options = long_options,
 	.run = run,
 };
+/* clang-format on */

@@ -142,7 +142,8 @@ static void format_specific_print(const struct qcow2_info *info)
 		printf("    unknown incompatible features: 0x%" PRIx64 "\n",
 		       info->unknown_incompatible);
 	if (info->unknown_compatible)
-		printf("    unknown compatible features: 0x%" PRIx64 "\n", info->unknown_compatible);
+		printf("    unknown compatible features: 0x%" PRIx64 "\n",
+		       info->unknown_compatible);
 	if (info->unknown_autoclear)
 		printf("    unknown autoclear features: 0x%" PRIx64 "\n", info->unknown_autoclear);
 }
@@ -302,6 +303,8 @@ static int run(const struct cli_command *cmd, int argc, char **argv)
 	return ret ? cli_fail(argv[optind], &err, ret) : CLI_OK;
 }
 
+/* The help is laid out as it is printed. */
+/* clang-format off */
 const struct cli_command cli_command_info = {
 	.name = "info",
 	.summary = "say what an image is",
@@ -316,3 +319,4 @@ const struct cli_command cli_command_info = {
 	.long_options = long_options,
 	.run = run,
 };
+/* clang-format on */

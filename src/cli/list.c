@@ -101,6 +101,8 @@ static int run(const struct cli_command *cmd, int argc, char **argv)
 	return status;
 }
 
+/* The help is laid out as it is printed. */
+/* clang-format off */
 const struct cli_command cli_command_list = {
 	.name = "list",
 	.summary = "say what is attached",
@@ -115,3 +117,4 @@ const struct cli_command cli_command_list = {
 	.long_options = long_options,
 	.run = run,
 };
+/* clang-format on */

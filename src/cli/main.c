@@ -10,6 +10,8 @@
 #include "daemon/daemon.h"
 #include "daemon/supervise.h"
 
+/* One line for each command, and the help as it is printed. */
+/* clang-format off */
 static const struct cli_command *const commands[] = {
 	&cli_command_add,
 	&cli_command_list,
@@ -36,6 +38,7 @@ static void help_print(FILE *out)
 	      "Exit status: 0, 1 (it failed), 2 (it was called wrongly).\n",
 	      out);
 }
+/* clang-format on */
 
 static const struct cli_command *command_find(const char *name)
 {

@@ -274,7 +274,8 @@ static int answer_judge(const char *line, struct error *err)
 	int ret = 0;
 
 	if (!json_is_true(json_object_get(o, "ok")))
-		ret = error_set(err, -EIO, "%s", text ? text : "the daemon gave no answer to be read");
+		ret = error_set(err, -EIO, "%s",
+				text ? text : "the daemon gave no answer to be read");
 	json_decref(o);
 	return ret;
 }

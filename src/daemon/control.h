@@ -45,7 +45,8 @@ struct control {
 	int fd; /* listens; -1: not open */
 	struct control_client clients[CONTROL_CLIENTS_MAX];
 	/* Answers with control_reply_*() before it returns, or later: the client stays until then. */
-	void (*serve)(void *arg, struct control_client *client, const struct control_request *request);
+	void (*serve)(void *arg, struct control_client *client,
+		      const struct control_request *request);
 	void *arg;
 };
 

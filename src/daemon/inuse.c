@@ -143,7 +143,8 @@ void inuse_describe(const char *device, char *out, size_t size)
 	snprintf(out, size, "is open");
 	if (stat(device, &st) || !S_ISBLK(st.st_mode))
 		return;
-	snprintf(sysfs, sizeof(sysfs), "/sys/dev/block/%u:%u", major(st.st_rdev), minor(st.st_rdev));
+	snprintf(sysfs, sizeof(sysfs), "/sys/dev/block/%u:%u", major(st.st_rdev),
+		 minor(st.st_rdev));
 	found = device_find(st.st_rdev, sysfs, out, size);
 	d = opendir(sysfs);
 	while (d && !found && (file = readdir(d))) {

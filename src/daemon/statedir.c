@@ -66,9 +66,10 @@ int statedir_open(struct statedir *dir, bool create, struct error *err)
 	}
 	if (fstat(dir->fd, &st) || st.st_uid != geteuid() || (st.st_mode & 022)) {
 		statedir_close(dir);
-		return error_set(err, -EPERM,
-				 "%s: this folder belongs to somebody else, or others may write to it",
-				 dir->path);
+		return error_set(
+			err, -EPERM,
+			"%s: this folder belongs to somebody else, or others may write to it",
+			dir->path);
 	}
 	return 0;
 }
@@ -98,8 +99,9 @@ int statedir_lock(struct statedir *dir, struct error *err)
 		if (ret != -EWOULDBLOCK || waited_ms >= LOCK_TIMEOUT_MS) {
 			close(fd);
 			return error_set(err, ret, "%s/lock: %s", dir->path,
-					 ret == -EWOULDBLOCK ? "another ublk-qcow2 holds it for too long"
-							     : strerror(-ret));
+					 ret == -EWOULDBLOCK
+						 ? "another ublk-qcow2 holds it for too long"
+						 : strerror(-ret));
 		}
 		nanosleep(&pause, NULL);
 	}

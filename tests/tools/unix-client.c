@@ -17,9 +17,9 @@ static int copy(int from, int to)
 	ssize_t n = read(from, buf, sizeof(buf));
 
 	for (ssize_t done = 0; done < n;) {
-		ssize_t m = to == STDOUT_FILENO ? write(to, buf + done, (size_t)(n - done))
-						: send(to, buf + done, (size_t)(n - done),
-						       MSG_NOSIGNAL);
+		ssize_t m = to == STDOUT_FILENO
+				    ? write(to, buf + done, (size_t)(n - done))
+				    : send(to, buf + done, (size_t)(n - done), MSG_NOSIGNAL);
 
 		if (m <= 0)
 			return 0;

@@ -318,7 +318,8 @@ static void test_text_escape(void **state)
 	} cases[] = {
 		{"", ""},
 		{"plain name.qcow2", "plain name.qcow2"},
-		{"\xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80", "\xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80"},
+		{"\xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80",
+		 "\xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80"},
 		{"a\nb\tc\x7f", "a\\x0ab\\x09c\\x7f"},
 		{"\x1b[2J", "\\x1b[2J"},
 		{"\xff\xfe", "\\xff\\xfe"},
@@ -347,9 +348,9 @@ static void test_text_escape(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_entry_round),   cmocka_unit_test(test_entry_dead),
-		cmocka_unit_test(test_entry_damaged), cmocka_unit_test(test_entry_refused),
-		cmocka_unit_test(test_process),	      cmocka_unit_test(test_lock),
+		cmocka_unit_test(test_entry_round),	 cmocka_unit_test(test_entry_dead),
+		cmocka_unit_test(test_entry_damaged),	 cmocka_unit_test(test_entry_refused),
+		cmocka_unit_test(test_process),		 cmocka_unit_test(test_lock),
 		cmocka_unit_test(test_statedir_refused), cmocka_unit_test(test_text_escape),
 	};
 

@@ -214,6 +214,7 @@ static void background_start(const struct daemon_config *config, int fd)
 struct parent {
 	int fd;
 	pid_t daemon; /* 0: not known */
+	bool takes_over; /* a device that waits: what is left of it is not to be removed */
 	struct daemon_report *report;
 	bool ended; /* E or D came */
 	int ret;
@@ -291,7 +292,7 @@ static int daemon_bury(struct parent *p, bool at_once)
 			return 0;
 		nanosleep(&pause, NULL);
 	}
-	if (statedir_open(&dir, false, &err) == 0) {
+	if (!p->takes_over && statedir_open(&dir, false, &err) == 0) {
 		if (cleanup_process(&dir, p->daemon, &err))
 			p->report->note(p->report, err.text);
 		statedir_close(&dir);
@@ -322,7 +323,7 @@ static int outcome(struct parent *p, int ret, struct error *err)
 int daemon_spawn(const struct daemon_config *config, struct daemon_report *report,
 		 struct error *err)
 {
-	struct parent parent = {.report = report};
+	struct parent parent = {.report = report, .takes_over = config->resume_key != NULL};
 	int pair[2], ret;
 	pid_t pid;
 

@@ -116,12 +116,27 @@ wait_for() {
 	done
 }
 
-# Kills the daemon of $device as the kernel's out-of-memory killer would, and waits until it is gone.
-# Its I/O may still land until the image's locks are released.
+# Kills the daemon of $device as the kernel's out-of-memory killer would, and its supervisor before it,
+# so that nobody takes over; waits until they are gone. I/O may still land until the image's locks are
+# released.
 kill_daemon() {
+	local supervisor
+	supervisor=$(device_field supervisor)
+	if [[ $supervisor =~ ^[0-9]+$ ]]; then
+		kill -KILL "$supervisor"
+		wait_for 20 not_running "$supervisor" || fail "process $supervisor does not end after SIGKILL"
+	fi
 	kill -KILL "$pid"
 	wait_for 20 not_running "$pid" || fail "process $pid does not end after SIGKILL"
 }
+# Kills the daemon alone; its supervisor starts another one, which serves when this returns.
+kill_worker() {
+	local before=$pid
+	kill -KILL "$pid"
+	wait_for 60 worker_changed "$before" || fail "no new daemon for $device after process $before was killed"
+	pid=$(device_field pid)
+}
+worker_changed() { [[ $(device_field state) == live && $(device_field pid) != "$1" ]]; }
 not_running() { [[ ! -d /proc/$1 ]] || grep -q '^State:.Z' "/proc/$1/status" 2>/dev/null; }
 
 # Writes to $device in the background until the device fails; stop_load waits for that and asserts it.

@@ -332,7 +332,10 @@ static int settle(struct qcow2_image *img, struct error *err)
 
 	if (img->read_only)
 		return 0;
-	ret = mutant(MUTANT_OPEN_WITHOUT_SYNC) ? 0 : storage_sync(img->st); /* rule 16 */
+	/* Rule 16; and that it failed is known to whoever recovers next (rule 6). */
+	ret = mutant(MUTANT_OPEN_WITHOUT_SYNC) ? 0 : storage_sync(img->st);
+	if (ret && img->reclog.header)
+		writeback_give_up(img, ret);
 	if (ret)
 		return error_set(err, ret, "cannot sync: %s", error_text(NULL, ret));
 	if (!(img->hdr.incompatible & QCOW2_INCOMPAT_DIRTY))
@@ -380,18 +383,18 @@ int qcow2_open(struct qcow2_image **out, struct storage *storage, const struct q
 	if (!ret)
 		ret = read_header(img, err);
 	if (!ret)
-		ret = settle(img, err);
-	if (!ret) {
 		set_geometry(img);
+	if (!ret && opts->log_base && !img->read_only)
+		ret = reclog_attach(img, opts->log_base, opts->log_bytes, opts->log_identity,
+				    opts->log_identity_bytes, opts->log_recover, err);
+	if (!ret)
+		ret = settle(img, err);
+	if (!ret)
 		ret = read_tables(img, err);
-	}
 	if (!ret)
 		ret = find_metadata(img, err);
 	if (!ret)
 		ret = make_parts(img, opts, err);
-	if (!ret && opts->log_base && !img->read_only)
-		ret = reclog_attach(img, opts->log_base, opts->log_bytes, opts->log_identity,
-				    opts->log_identity_bytes, opts->log_recover, err);
 	if (!ret && img->reclog.header && opts->log_recover)
 		ret = reclog_replay(img, err);
 	if (ret) {

@@ -107,8 +107,15 @@ int reclog_reserve(struct qcow2_image *img, uint64_t records)
 		return 0;
 	assert(records <= log->capacity / 4);
 	while (log_used(log) + records > log->capacity) {
-		int ret = writeback_run(img);
+		uint64_t kept = log_used(log) - log->reserved;
+		int ret = 0;
 
+		/* A pass makes room only of records, and after a failed sync not even that (rule 6). */
+		if (log->reserved && (!kept || img->wb.sync_failed) && kept + records <= log->capacity) {
+			co_wait(&img->idle);
+			continue;
+		}
+		ret = writeback_run(img);
 		if (ret)
 			return ret;
 		if (log_used(log) + records > log->capacity && log->reserved)
@@ -378,8 +385,10 @@ int reclog_replay(struct qcow2_image *img, struct error *err)
 	if (!m.slots)
 		return error_set(err, -ENOMEM, "no memory to replay the recovery log");
 	log->replaying = true;
-	ret = replay_records(img, &m, from, to);
+	/* Rule 6 goes on: nothing becomes durable, and the log keeps what it has. */
 	sync_failed = -(int)atomic_load(&log->header->sync_failed);
+	img->wb.sync_failed = sync_failed;
+	ret = replay_records(img, &m, from, to);
 	if (!ret && !sync_failed)
 		ret = writeback_run(img);
 	log->replaying = false;
@@ -391,10 +400,7 @@ int reclog_replay(struct qcow2_image *img, struct error *err)
 		return error_set(err, ret, "cannot replay the recovery log: %s",
 				 error_text(NULL, ret));
 	}
-	if (sync_failed) {
-		/* Rule 6 goes on: nothing becomes durable, and the log keeps what it has. */
-		img->wb.sync_failed = sync_failed;
-	} else {
+	if (!sync_failed) {
 		atomic_store_explicit(&log->header->tail, to, memory_order_release);
 		free_unlinked(img, &m, from, to);
 	}

@@ -97,7 +97,7 @@ static void on_submit(struct crash *c, const struct sim_op *op)
 	if (!sim_op_mutates(op))
 		return;
 	cop = arena_alloc(&c->arena, sizeof(*cop));
-	*cop = (struct crash_op){.op = op, .in_doubt = op->ret != 0};
+	*cop = (struct crash_op){.op = op};
 	vec_push(&c->ops, cop);
 	for (uint64_t i = 0; i < op->sectors; i++) {
 		const uint8_t *value = op->data ? op->data[i] : sim_zero_sector;

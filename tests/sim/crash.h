@@ -11,8 +11,8 @@
  * earlier landed one is never found over a later durable one.
  *
  * An operation becomes durable
- *  - when a SYNC of its file completes with 0 that was submitted after the operation had completed
- *    with 0, unless it is in doubt;
+ *  - when a SYNC of its file completes with 0 that was submitted after the operation had completed,
+ *    unless it is in doubt; of an operation that failed, what has landed;
  *  - a WRITE with STORAGE_DSYNC, also when it completes with 0 itself (and the length that it gave
  *    the file).
  * A SYNC (or a DSYNC write) that completes with an error puts in doubt every operation on its file

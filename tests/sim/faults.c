@@ -75,24 +75,11 @@ static void check_errors(struct run *r, struct slot *s)
 		run_fail(r, "op %u failed with %d, and nothing had", s->number, s->ret);
 }
 
-/* Whether a sync (or a write that is to be durable) failed. */
-static bool sync_failed(const struct run *r)
-{
-	for (size_t i = 0; i < r->disk->ops.n; i++) {
-		const struct sim_op *op = r->disk->ops.at[i];
-
-		if (op->ret && (op->op == STORAGE_SYNC ||
-				(op->op == STORAGE_WRITE && op->flags & STORAGE_DSYNC)))
-			return true;
-	}
-	return false;
-}
-
 /* The fault is gone: what must work works, and what must not does not. */
 static void afterwards(struct run *r)
 {
 	uint64_t some = min_of(r->guest.sectors, (uint64_t)8);
-	bool broken = sync_failed(r);
+	bool broken = run_sync_failed(r);
 	int ret;
 
 	for (uint64_t at = 0; at < r->guest.sectors && !r->failed; at += r->guest.sectors / 3 + 1) {
@@ -125,9 +112,9 @@ static void finish(struct run *r)
 	guest_done(&r->guest, flush, r->failed ? -EIO : r->close_ret, simdisk_mark(r->disk));
 	if (r->failed)
 		return;
-	if (!r->close_ret && sync_failed(r))
+	if (!r->close_ret && run_sync_failed(r))
 		run_fail(r, "close succeeded after a failed sync");
-	else if (r->close_ret && !sync_failed(r))
+	else if (r->close_ret && !run_sync_failed(r))
 		run_fail(r, "close failed: %s", strerror(-r->close_ret));
 }
 

@@ -21,23 +21,77 @@
 #define MAX_KILLS 4
 
 struct totals {
-	uint64_t runs, kills, states, recoveries;
+	uint64_t runs, kills, states, refused, broken;
 };
+
+static void fault_soon(struct run *r, struct rng *rng, unsigned kinds, unsigned within)
+{
+	uint64_t first = r->disk->ops.n + rng_below(rng, within);
+
+	r->disk->fault = (struct sim_fault){
+		.kinds = kinds, .first = first, .last = first + rng_below(rng, 4), .error = -EIO};
+}
+
+/* After a failed sync, what changes the map goes on only as long as there is room for it. */
+static bool roomy(const struct run *r)
+{
+	return !r->cfg.open.cache_size_bytes && r->cfg.log_bytes >= MiB;
+}
 
 static void kill_and_recover(struct run *r, struct rng *rng)
 {
 	uint64_t steps = rng_range(rng, 1, (uint64_t)1 << rng_range(rng, 3, 12));
+	bool faulty = rng_chance(rng, 15);
 
+	if (rng_chance(rng, 10))
+		fault_soon(r, rng, 1 << STORAGE_SYNC, 30);
 	run_kill(r, r->cfg.requests, steps);
-	/* the first ones that try may be killed as well */
-	for (unsigned i = 0; !r->failed && i < MAX_KILLS; i++) {
-		steps = i + 1 < MAX_KILLS && rng_chance(rng, 50) ? rng_range(rng, 1, 60)
-								 : UINT64_MAX;
+	r->disk->fault = (struct sim_fault){0};
+	/* the first ones that try may be killed as well, or the disk fails them */
+	for (unsigned i = 0; !r->failed; i++) {
+		bool last = i + 1 >= MAX_KILLS;
+
+		steps = !last && rng_chance(rng, 50) ? rng_range(rng, 1, 60) : UINT64_MAX;
+		if (faulty && !last)
+			fault_soon(r, rng, ~0u, 20);
 		if (run_recover(r, steps))
 			break;
+		r->disk->fault = (struct sim_fault){0};
 	}
+	if (r->unservable && !r->failed && roomy(r))
+		run_fail(r, "the image cannot be recovered after a failed sync");
+	if (r->failed || r->unservable)
+		return;
+	run_end_fault(r);
 	if (!r->failed)
 		run_read_all(r);
+}
+
+/* Requests fail for a reason only: by rule 6, or as the disk failed them. */
+static void check_request(struct run *r, struct slot *s)
+{
+	bool may_fail = s->req.op == BLK_FLUSH || s->req.flags & BLK_FUA ||
+			(s->req.op != BLK_READ && !roomy(r));
+
+	if (s->ret && s->ret != -EIO)
+		run_fail(r, "op %u failed with %d (%s)", s->number, s->ret, strerror(-s->ret));
+	else if (s->ret && !r->disk->failed)
+		run_fail(r, "op %u failed with %d, and nothing had", s->number, s->ret);
+	else if (!s->ret && s->req.op == BLK_FLUSH && r->broken)
+		run_fail(r, "FLUSH op %u succeeded after a failed sync", s->number);
+	else if (s->ret && r->healed && !(may_fail && r->broken))
+		run_fail(r, "op %u failed with %d, and the disk has not since", s->number, s->ret);
+}
+
+static void finish(struct run *r)
+{
+	uint32_t flush = guest_submit(&r->guest, BLK_FLUSH, 0, 0, 0, simdisk_mark(r->disk));
+
+	run_close(r);
+	guest_done(&r->guest, flush, r->failed ? -EIO : r->close_ret, simdisk_mark(r->disk));
+	if (!r->failed && !r->close_ret == r->broken)
+		run_fail(r, "close returned %d, and a sync had %sfailed", r->close_ret,
+			 r->broken ? "" : "not ");
 }
 
 bool kills_whole(struct run *r, const struct run_config *cfg, const char *extra)
@@ -47,64 +101,54 @@ bool kills_whole(struct run *r, const struct run_config *cfg, const char *extra)
 	struct error err = {0};
 	unsigned kills = rng_range(&rng, 1, MAX_KILLS);
 	int ret = run_init(r, cfg, NULL);
-	uint32_t flush;
+	char text[128];
 
+	r->on_complete = check_request;
 	if (!r->cfg.log_bytes)
 		r->cfg.log_bytes = 256 * KiB;
 	if (!ret)
 		ret = run_open(r, &err);
 	if (ret)
 		run_fail(r, "open: %s", error_text(&err, ret));
-	for (unsigned i = 0; i < kills && !r->failed; i++)
+	for (unsigned i = 0; i < kills && !r->failed && !r->unservable; i++)
 		kill_and_recover(r, &rng);
+	if (r->unservable && !r->failed)
+		return true;
+	r->healed = true;
+	r->broken = run_sync_failed(r);
 	if (!r->failed)
 		run_requests(r, cfg->requests / 2);
-	if (!r->failed && r->errors)
-		run_fail(r, "%u request(s) failed without a fault", r->errors);
 	if (!r->failed)
 		run_read_all(r);
-	if (!r->failed) {
-		flush = guest_submit(&r->guest, BLK_FLUSH, 0, 0, 0, simdisk_mark(r->disk));
-		run_close(r);
-		guest_done(&r->guest, flush, r->failed ? -EIO : r->close_ret,
-			   simdisk_mark(r->disk));
-	}
-	if (!r->failed && r->close_ret)
-		run_fail(r, "close: %s", strerror(-r->close_ret));
+	if (!r->failed)
+		finish(r);
 	if (!r->failed) {
 		judge_run(&judge, &r->file->live);
 		if (judge.corruptions)
 			run_fail(r, "the closed image is corrupt: %s", judge.text);
 		judge_free(&judge);
 	}
-	if (!r->failed)
-		return true;
-	printf("FAILED: %s\n", r->text);
-	run_config_print(cfg);
-	printf("  after %u kill(s); replay: %s/tests/sim/sim run %s %" PRIu64 " --kills 1%s\n",
-	       r->kills, getenv("BUILD") ? getenv("BUILD") : "build",
-	       run_profile_names[cfg->profile], cfg->seed, extra);
-	fflush(stdout);
-	return false;
+	snprintf(text, sizeof(text), " --kills 1%s", extra);
+	if (r->failed)
+		run_report(r, text);
+	return !r->failed;
 }
 
 /* ---- many ---- */
 
-bool kills_explore(struct explorer *e, enum run_profile profile, uint64_t seed, unsigned *kills)
+bool kills_explore(struct explorer *e, enum run_profile profile, uint64_t seed, struct run *r)
 {
 	const char *extra = e->extra;
 	struct run_config cfg;
 	char text[128];
-	struct run r;
 	bool ok;
 
 	run_config_make(&cfg, profile, seed);
 	snprintf(text, sizeof(text), " --kills 1%s", extra);
 	e->extra = text;
-	ok = kills_whole(&r, &cfg, extra) && explore_run(e, &r);
+	ok = kills_whole(r, &cfg, extra) && explore_run(e, r);
 	e->extra = extra;
-	*kills = r.kills;
-	run_free(&r);
+	run_free(r);
 	return ok;
 }
 
@@ -120,13 +164,15 @@ static int batch(struct totals *t, uint64_t seed)
 	e.exhaust = 16;
 	for (uint64_t s = seed; s < seed + BATCH && ok; s++) {
 		for (int p = 0; p < RUN_PROFILES && ok; p++) {
-			unsigned kills;
+			struct run r;
 
 			if (p == RUN_GROW && s % 8)
 				continue;
-			ok = kills_explore(&e, p, s, &kills);
+			ok = kills_explore(&e, p, s, &r);
 			t->runs++;
-			t->kills += kills;
+			t->kills += r.kills;
+			t->refused += r.refused;
+			t->broken += r.broken;
 		}
 	}
 	t->states += e.explored;
@@ -161,10 +207,11 @@ int kills_run(uint64_t seed, uint64_t runs, uint64_t seconds)
 		if (pid < 0 || waitpid(pid, &status, 0) != pid)
 			status = -1;
 	}
-	printf("%" PRIu64 " kills in %" PRIu64
-	       " runs, in %.1f s: all that was acknowledged was there; "
-	       "%" PRIu64 " crash states%s\n",
-	       t->kills, t->runs, now() - start, t->states, status ? "; FAILED" : "");
+	printf("%" PRIu64 " kills in %" PRIu64 " runs, in %.1f s, %" PRIu64
+	       " recoveries failed by the "
+	       "disk, %" PRIu64 " runs with a failed sync: %s; %" PRIu64 " crash states\n",
+	       t->kills, t->runs, now() - start, t->refused, t->broken,
+	       status ? "FAILED" : "all that was acknowledged was there", t->states);
 	if (status && !(WIFEXITED(status) && WEXITSTATUS(status) == 1))
 		printf("FAILED: seeds from %" PRIu64 " on: status %#x\n", seed - BATCH, status);
 	munmap(t, sizeof(*t));

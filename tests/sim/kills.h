@@ -18,8 +18,8 @@
 /* A whole run with kills. False: something is wrong, which has been reported. */
 bool kills_whole(struct run *r, const struct run_config *cfg, const char *extra);
 
-/* The same, and its crash states. */
-bool kills_explore(struct explorer *e, enum run_profile profile, uint64_t seed, unsigned *kills);
+/* The same, and its crash states; @r is freed already, but for its figures. */
+bool kills_explore(struct explorer *e, enum run_profile profile, uint64_t seed, struct run *r);
 
 /* Prints what it did; 0, or 1 if something is wrong. Bounds as of faults_run(). */
 int kills_run(uint64_t seed, uint64_t runs, uint64_t seconds);

@@ -148,6 +148,9 @@ static void submit_random(struct run *r, struct slot *s)
 
 	if (op != BLK_FLUSH)
 		choose_range(r, &sector, &sectors);
+	/* without a payload it may be of any length */
+	if ((op == BLK_DISCARD || op == BLK_WRITE_ZEROES) && rng_chance(&r->rng, 10))
+		sectors = rng_range(&r->rng, 1, r->guest.sectors - sector);
 	if ((op == BLK_WRITE || op == BLK_WRITE_ZEROES) && rng_chance(&r->rng, r->cfg.fua_percent))
 		flags |= BLK_FUA;
 	if (op == BLK_WRITE_ZEROES && rng_chance(&r->rng, 40))
@@ -557,6 +560,7 @@ static void reissue_all(struct run *r)
 bool run_recover(struct run *r, uint64_t steps)
 {
 	struct inside *in = inside_make(r);
+	uint64_t failed = r->disk->failed;
 	struct error err = {0};
 	int ret;
 
@@ -572,6 +576,16 @@ bool run_recover(struct run *r, uint64_t steps)
 	}
 	if (r->failed)
 		return true;
+	/* an error leaves the log as it was: another process may try again */
+	if (!ret && in->ret && (r->disk->failed > failed || run_sync_failed(r))) {
+		for (unsigned i = 0; i < r->nloops; i++)
+			loop_destroy(r->loops[i]);
+		r->nloops = 0;
+		simdisk_mark(r->disk);
+		r->refused++;
+		r->unservable = r->disk->failed == failed;
+		return r->unservable;
+	}
 	if (!ret && in->ret)
 		ret = error_set(&err, in->ret, "%s", error_text(&in->err, in->ret));
 	if (!ret)
@@ -581,6 +595,19 @@ bool run_recover(struct run *r, uint64_t steps)
 	else
 		reissue_all(r);
 	return true;
+}
+
+bool run_sync_failed(const struct run *r)
+{
+	for (size_t i = 0; i < r->disk->ops.n; i++) {
+		const struct sim_op *op = r->disk->ops.at[i];
+
+		if (op->ret && op->done != SIM_NEVER && !op->killed &&
+		    (op->op == STORAGE_SYNC ||
+		     (op->op == STORAGE_WRITE && op->flags & STORAGE_DSYNC)))
+			return true;
+	}
+	return false;
 }
 
 static bool a_slot_free(struct run *r, void *arg)
@@ -787,7 +814,7 @@ void run_free(struct run *r)
 	 */
 	if (r->failed)
 		return;
-	assert(!r->inflight && !r->img);
+	assert((!r->inflight || r->unservable) && !r->img);
 	for (unsigned i = 0; i < r->nloops; i++)
 		loop_destroy(r->loops[i]);
 	sim_free(r->log);

@@ -92,21 +92,26 @@ struct run {
 	unsigned nslots, inflight, left;
 	uint64_t stream_sector; /* where sequential requests go on */
 	uint64_t steps;
-	uint8_t *log;	 /* the recovery log's memory */
-	unsigned kills;	 /* so far */
-	uint64_t opened; /* time when the image was open */
-	unsigned errors; /* requests that failed */
+	uint8_t *log;	  /* the recovery log's memory */
+	unsigned kills;	  /* so far */
+	unsigned refused; /* recoveries that the disk made fail */
+	uint64_t opened;  /* time when the image was open */
+	unsigned errors;  /* requests that failed */
 	unsigned flush_errors;
 	int close_ret;
 	bool failed;
 	char text[512];
+	bool unservable;     /* see run_recover() */
+	bool healed, broken; /* no fault is to come; and a sync had failed */
 	/* Called after each completion; may change disk->fault. Or NULL. */
 	void (*on_complete)(struct run *r, struct slot *s);
 	void *arg;
 };
 
-/* Creates the image (or takes @origin's, if not NULL) and the model. What is below is called in this order, on a run that has not
- * failed. */
+/*
+ * Creates the image (or takes @origin's, if not NULL) and the model. What is below is called in this
+ * order, on a run that has not failed.
+ */
 int run_init(struct run *r, const struct run_config *cfg, const struct run_origin *origin);
 /* Opens the image and starts its queues; -errno is the engine's. */
 int run_open(struct run *r, struct error *err);
@@ -122,10 +127,14 @@ int run_one(struct run *r, enum blk_op op, unsigned flags, uint64_t sector, uint
  */
 void run_kill(struct run *r, unsigned requests, uint64_t steps);
 /*
- * A new process recovers: opens the image with the log, starts queues, and issues the requests
- * again that were in flight. Killed once more after @steps, unless it is done by then: false.
+ * A new process recovers: opens the image with the log, starts queues, and issues the requests again
+ * that were in flight. False, and there is no process: it was killed once more, after @steps, or it
+ * could not open the image, as the disk failed. If a sync had failed before the kill, and there is not
+ * room for all that the log holds, the image cannot be served any more: unservable, and true.
  */
 bool run_recover(struct run *r, uint64_t steps);
+/* Whether the engine knows of a sync that failed: rule 6 is in force. */
+bool run_sync_failed(const struct run *r);
 /* Reads the whole disk, while other requests may be in flight. */
 void run_read_all(struct run *r);
 /* Queues, metadata loop, image; close_ret is qcow2_close()'s. */

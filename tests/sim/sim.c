@@ -249,7 +249,7 @@ static int mutant_child(int mutant, uint64_t states, int out)
 	struct explorer e;
 	bool ok = true;
 	uint64_t seed = 1;
-	unsigned kills;
+	struct run r;
 
 	mutant_set(mutant);
 	if (explorer_init(&e))
@@ -264,7 +264,7 @@ static int mutant_child(int mutant, uint64_t states, int out)
 			ok = explore_seed(&e, p, seed);
 		}
 		ok = ok && mutant_fault(&e, seed) &&
-		     kills_explore(&e, seed % 2 ? RUN_TINY : RUN_SMALL, seed, &kills);
+		     kills_explore(&e, seed % 2 ? RUN_TINY : RUN_SMALL, seed, &r);
 		dprintf(out, "%" PRIu64 "\n", e.explored);
 	}
 	return !ok;
@@ -382,8 +382,6 @@ int main(int argc, char **argv)
 	char *args[8];
 	int n = 0, ret;
 
-	/* what the engine says about injected errors is of no interest */
-	log_open(false, "sim", (enum log_level) - 1);
 	for (int i = 2; i < argc; i++) {
 		if (!strncmp(argv[i], "--", 2)) {
 			if (i + 1 == argc || !option(&o, argv[i], argv[i + 1]))
@@ -395,6 +393,8 @@ int main(int argc, char **argv)
 	}
 	if (argc < 2)
 		return usage();
+	/* what the engine says about injected errors is of interest in a single run only */
+	log_open(false, "sim", strcmp(argv[1], "run") ? (enum log_level) - 1 : LOG_LEVEL_DEBUG);
 	if (!strcmp(argv[1], "explore")) {
 		if (!o.states && o.seconds != UINT64_MAX)
 			o.states = UINT64_MAX;

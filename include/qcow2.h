@@ -78,7 +78,10 @@ int qcow2_set_metadata_loop(struct qcow2_image *img, struct loop *loop, struct e
 /* A queue that submits on @loop. Called on that loop's thread before it runs, or on it. */
 int qcow2_queue_create(struct qcow2_queue **out, struct qcow2_image *img, struct loop *loop,
 		       struct error *err);
-/* After its last request completed; on the same thread. Accepts NULL. */
+/*
+ * After its last request completed; on the same thread. Accepts NULL. Where the metadata loop is
+ * another one, in a coroutine, with both loops running: it may have to answer that one first.
+ */
 void qcow2_queue_destroy(struct qcow2_queue *queue);
 
 /* Bytes that a request's priv must have for qcow2_submit(), aligned to 64. */

@@ -146,6 +146,9 @@ struct qcow2_queue {
 
 	unsigned inflight;
 
+	unsigned asks; /* questions of the metadata loop on their way here; under queues_lock */
+	struct co_waitq answered;
+
 	/* copy on write: one cluster at a time */
 	struct co_mutex copy_lock;
 	void *copy_buf;

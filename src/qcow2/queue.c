@@ -8,6 +8,8 @@
  * queue's own loop; a queue on the metadata loop itself is asked directly.
  *
  * One grace period at a time (frees.c has one reclaim running).
+ *
+ * A question on its way keeps its queue: who destroys one waits until it has answered.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -31,11 +33,18 @@ static void ask_answered(struct loop_msg *msg)
 /* On the queue's loop. */
 static void ask_answer(struct ask *ask)
 {
+	struct qcow2_queue *q = ask->q;
+
 	ask->msg.fn = ask_answered;
-	if (ask->back == ask->q->loop)
+	if (ask->back == q->loop) {
 		ask_answered(&ask->msg);
-	else
-		loop_post(ask->back, &ask->msg);
+		return;
+	}
+	pthread_mutex_lock(&q->img->queues_lock);
+	q->asks--;
+	pthread_mutex_unlock(&q->img->queues_lock);
+	co_wake_all(&q->answered);
+	loop_post(ask->back, &ask->msg);
 }
 
 static void ask_arrived(struct loop_msg *msg)
@@ -65,10 +74,12 @@ static void ask_all(struct qcow2_image *img, void (*fn)(struct ask *ask), bool o
 				       .latch = &latch,
 				       .fn = fn};
 		co_latch_add(&latch);
-		if (here)
+		if (here) {
 			fn(&asks[i]);
-		else
+		} else {
+			q->asks++;
 			loop_post(q->loop, &asks[i].msg);
+		}
 	}
 	pthread_mutex_unlock(&img->queues_lock);
 	(void)co_latch_wait(&latch);
@@ -153,6 +164,7 @@ int qcow2_queue_create(struct qcow2_queue **out, struct qcow2_image *img, struct
 	q->img = img;
 	q->loop = loop;
 	co_mutex_init(&q->copy_lock);
+	co_waitq_init(&q->answered);
 	q->copy_buf = aligned_alloc(4096, max_of(img->cluster_bytes, 4096u));
 	if (!q->copy_buf)
 		ret = error_set(err, -ENOMEM, "%s: no memory for a queue", img->st->name);
@@ -182,7 +194,12 @@ void qcow2_queue_destroy(struct qcow2_queue *q)
 	assert(!q->epoch_count[0] && !q->epoch_count[1] && !q->inflight);
 	pthread_mutex_lock(&img->queues_lock);
 	img->gone_writes += q->writes_done; /* they stay counted */
-	img->queues[q->index] = NULL;
+	img->queues[q->index] = NULL; /* no more questions */
+	while (q->asks) {
+		pthread_mutex_unlock(&img->queues_lock);
+		co_wait(&q->answered);
+		pthread_mutex_lock(&img->queues_lock);
+	}
 	pthread_mutex_unlock(&img->queues_lock);
 	if (q->loop != img->meta_loop)
 		storage_detach(img->st, q->loop);

@@ -415,9 +415,9 @@ static void queue_create(struct loop_msg *msg)
 	in->done = true;
 }
 
-static void queue_destroy(struct loop_msg *msg)
+static void queue_destroy(struct co_task *task)
 {
-	struct inside *in = container_of(msg, struct inside, msg);
+	struct inside *in = container_of(task, struct inside, task);
 
 	qcow2_queue_destroy(in->run->queues[in->queue]);
 	in->run->queues[in->queue] = NULL;
@@ -644,7 +644,7 @@ void run_close(struct run *r)
 
 		in->queue = q;
 		if (r->queues[q])
-			inside_msg(r, r->queue_loops[q], in, queue_destroy);
+			inside_co(r, r->queue_loops[q], in, queue_destroy);
 	}
 	if (!r->failed)
 		inside_co(r, r->loops[0], inside_make(r), detach);

@@ -269,6 +269,10 @@ static int extend_file(struct qcow2_image *img, uint64_t end_bytes)
 	/* a quarter more, so that small files do not grow by the whole step */
 	to = align_up(end_bytes + min_of(EXTEND_STEP_BYTES, end_bytes / 4),
 		      max_of(img->cluster_bytes, 4096u));
+	/* Writes through entries of a broken image may have made it longer: never cut them off. */
+	if (img->st->size_bytes > img->extended_bytes)
+		img->foreign_bytes = img->st->size_bytes;
+	to = max_of(to, img->foreign_bytes);
 	ret = storage_truncate(img->st, to);
 	if (!ret)
 		img->extended_bytes = to;
@@ -324,15 +328,16 @@ struct rt_plan {
 	uint64_t entries, first_block;
 };
 
-static int rt_plan(const struct qcow2_image *img, struct rt_plan *p)
+static int rt_plan(struct qcow2_image *img, struct rt_plan *p)
 {
 	uint64_t per_cluster = img->cluster_bytes / sizeof(be64_t);
 	uint64_t rb_entries = (uint64_t)1 << img->rb_bits;
 	uint64_t max_clusters = QCOW2_MAX_REFCOUNT_TABLE_BYTES / img->cluster_bytes;
 	uint64_t needed;
 
-	p->first = align_up(max_of(img->append_hcluster, img->rt.entries << img->rb_bits),
-			    rb_entries);
+	p->first = img->rt.entries << img->rb_bits;
+	if (!img->st->fixed_size) /* a device is searched from its start: there this is free */
+		p->first = align_up(max_of(img->append_hcluster, p->first), rb_entries);
 	p->first_block = p->first >> img->rb_bits;
 	p->blocks = 1;
 	for (;;) {
@@ -345,7 +350,18 @@ static int rt_plan(const struct qcow2_image *img, struct rt_plan *p)
 		p->blocks++;
 	}
 	p->entries = p->clusters * per_cluster;
-	return p->entries > img->rt.entries ? 0 : -EFBIG;
+	if (p->entries <= img->rt.entries)
+		return -EFBIG;
+	if (p->first + p->blocks + p->clusters > img->end_hcluster)
+		return -ENOSPC;
+	for (uint64_t c = p->first; c < p->first + p->blocks + p->clusters; c++) {
+		if (!metaset_has(&img->metaset, c))
+			continue;
+		image_corrupt(img, "host cluster %#llx holds metadata, but no refcount block counts it",
+			      (unsigned long long)(c << img->cluster_bits));
+		return -EIO;
+	}
+	return 0;
 }
 
 /* Writes the new blocks and the new table, whose entries are in img->rt.live already, and syncs. */
@@ -438,15 +454,21 @@ static int refcount_table_grow(struct qcow2_image *img)
 
 /* ---- allocating ---- */
 
-/* The first run of free clusters in a slice from @index on, at most @want long. */
+/*
+ * The first run of free clusters in a slice from @index on, at most @want long. What a device's end
+ * cuts off the group is not free.
+ */
 static bool find_run(const struct qcow2_image *img, const struct slice *s, uint32_t index,
 		     uint64_t want, uint32_t *first, uint32_t *count)
 {
-	uint32_t n = (uint32_t)group_entries(img), i;
+	uint64_t group_first = s->key << img->rc_slice_bits;
+	uint32_t n = (uint32_t)min_of(group_entries(img), img->end_hcluster - group_first), i;
 
+	if (group_first >= img->end_hcluster)
+		return false;
 	while (index < n && slice_count_get(img, s, index))
 		index++;
-	if (index == n)
+	if (index >= n)
 		return false;
 	for (i = index; i < n && i - index < want && !slice_count_get(img, s, i); i++)
 		;
@@ -508,7 +530,7 @@ static int take_reused(struct qcow2_image *img, uint64_t want, uint64_t *first, 
 	*got = 0;
 	for (;;) {
 		uint64_t from;
-		int ret;
+		int ret = 0;
 
 		while (img->group_hint < img->groups && !group_candidate(img, img->group_hint))
 			img->group_hint++;
@@ -517,24 +539,16 @@ static int take_reused(struct qcow2_image *img, uint64_t want, uint64_t *first, 
 		from = img->group_hint << img->rc_slice_bits;
 		if (img->reuse_hcluster >> img->rc_slice_bits == img->group_hint)
 			from = max_of(from, img->reuse_hcluster);
-		if (from >= img->end_hcluster) {
-			group_mark(img, img->group_hint, false);
-			continue;
-		}
 		/* On a device a group may have no block yet. */
-		ret = take_from_group(img, from, want, img->st->fixed_size, first, got);
+		if (from < img->end_hcluster)
+			ret = take_from_group(img, from, want, img->st->fixed_size, first, got);
 		if (ret == -EAGAIN)
 			continue;
 		if (ret)
 			return ret;
-		if (*got && *first + *got <= img->end_hcluster) {
+		if (*got) {
 			img->reuse_hcluster = *first + *got;
 			return 0;
-		}
-		if (*got) { /* past a device's end: that is no space */
-			refcount_lower(img, *first, *got);
-			*got = 0;
-			group_mark(img, img->group_hint, false);
 		}
 		/* What was freed behind the search is found by starting the group over. */
 		if (from == img->group_hint << img->rc_slice_bits)
@@ -591,7 +605,8 @@ int alloc_clusters(struct qcow2_image *img, uint64_t want, uint64_t *hcluster, u
 	co_unlock(&img->alloc_lock);
 	if (!ret)
 		scan_start(img);
-	return ret;
+	/* The end of what a refcount table counts, or of what a file may be, is an end of space. */
+	return ret == -EFBIG ? -ENOSPC : ret;
 }
 
 /* ---- finding free clusters in the background ---- */

@@ -26,7 +26,7 @@ void alloc_destroy(struct qcow2_image *img);
 /*
  * Takes up to @want adjacent clusters, at least one, with refcount 1: *@got of them from *@hcluster;
  * *@zeroed: they read as zeros. The file is long enough for them. -ENOSPC, -EIO (also: the image is
- * broken), -EFBIG.
+ * broken).
  */
 int alloc_clusters(struct qcow2_image *img, uint64_t want, uint64_t *hcluster, uint64_t *got,
 		   bool *zeroed) must_check;

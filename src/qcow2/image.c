@@ -473,7 +473,10 @@ static void trim_end(struct qcow2_image *img)
 {
 	uint64_t end = max_of(img->append_hcluster << img->cluster_bits, img->opened_bytes);
 
+	end = max_of(end, img->foreign_bytes);
 	if (img->st->fixed_size || img->st->size_bytes <= end)
+		return;
+	if (img->st->size_bytes > img->extended_bytes) /* foreign since the last extension */
 		return;
 	if (storage_truncate(img->st, end))
 		log_warn("%s: the file stays longer than it needs to be", img->st->name);

@@ -108,6 +108,7 @@ struct qcow2_image {
 	uint64_t end_hcluster;	  /* a device's end; UINT64_MAX for a file */
 	uint64_t extended_bytes;  /* the file has been made this long */
 	uint64_t opened_bytes;	  /* the file's length when it was opened */
+	uint64_t foreign_bytes;	  /* it was found longer than extended_bytes: this long */
 	uint8_t *group_free;	  /* for each refcount slice: whether it may have free clusters */
 	uint64_t groups;
 	uint64_t group_hint;	  /* no group below has */

@@ -337,10 +337,12 @@ static void free_unlinked(struct qcow2_image *img, struct seen_map *m, uint64_t 
 
 		for (uint32_t i = 0; r->type == RECLOG_L2 && i < r->count; i++) {
 			uint64_t host = step(img, r->old, i) & QCOW2_L2_OFFSET_MASK;
+			uint64_t next = step(img, r->value, i) & QCOW2_L2_OFFSET_MASK;
 			uint64_t final = seen_find(m, r->index + i)->final & QCOW2_L2_OFFSET_MASK;
 			unsigned reserved = 1;
 
-			if (!host || host == final ||
+			/* One that only sets or clears the zero flag unlinks nothing. */
+			if (!host || host == next || host == final ||
 			    refcount_read(img, host >> img->cluster_bits) == 0)
 				continue;
 			if (frees_reserve(img, 1))

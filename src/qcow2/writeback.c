@@ -160,14 +160,16 @@ void writeback_give_up(struct qcow2_image *img, int ret)
 
 int writeback_sync(struct qcow2_image *img)
 {
-	int ret;
+	int ret = -EIO;
 
-	if (img->wb.sync_failed && !mutant(MUTANT_IGNORE_SYNC_ERROR))
-		return -EIO;
-	img->wb.syncs++;
-	ret = storage_sync(img->st);
-	if (ret)
-		writeback_give_up(img, ret);
+	co_lock(&img->wb.sync_lock);
+	if (!img->wb.sync_failed || mutant(MUTANT_IGNORE_SYNC_ERROR)) {
+		img->wb.syncs++;
+		ret = storage_sync(img->st);
+		if (ret)
+			writeback_give_up(img, ret);
+	}
+	co_unlock(&img->wb.sync_lock);
 	return ret;
 }
 
@@ -367,6 +369,7 @@ int writeback_init(struct qcow2_image *img, uint64_t delay_ms)
 	list_init(&wb->next);
 	list_init(&wb->idle_ios);
 	co_waitq_init(&wb->io_done);
+	co_mutex_init(&wb->sync_lock);
 	for (unsigned i = 0; i < PASS_IOS; i++)
 		list_add_tail(&wb->idle_ios, &wb->ios[i].link);
 	if (!delay_ms)

@@ -16,8 +16,9 @@
  *     (rule 5); all callers that wait share it.
  *  2. Refcounts need no frozen images: an early raise is a leak at worst, and a count is lowered in
  *     memory only when the unlink is durable (rules 2 and 4).
- *  3. After a sync failed none is tried again and every pass fails (rule 6). After a failed write what
- *     was to be written is dirty again.
+ *  3. After a sync failed none is tried again and every pass fails (rule 6). Nor is one under way
+ *     then that could succeed: the kernel reports an error to one of two concurrent syncs only, so
+ *     there is one at a time. After a failed write what was to be written is dirty again.
  *
  * Metadata loop only, in a coroutine; or with no loop.
  */
@@ -67,6 +68,7 @@ struct writeback {
 	uint64_t synced_writes; /* image_writes_done() that a completed sync covers */
 	uint64_t meta_writes;	/* writes outside of passes, of the metadata's own; part of that sum */
 	int sync_failed;	/* -errno of the sync that failed: no flush succeeds again */
+	struct co_mutex sync_lock; /* one sync at a time: see invariant 3 */
 
 	uint64_t delay_ns;
 	struct loop_timer timer;

@@ -39,6 +39,7 @@ struct rig_queue {
 	int ret; /* of creating the queue, then of running the loop */
 	struct error err;
 	struct loop_msg stop_msg;
+	struct co_task stop_task;
 };
 
 struct rig {
@@ -227,13 +228,22 @@ static int start_threads(struct rig *rig, struct error *err)
 	return ret;
 }
 
+static void queue_stop_run(struct co_task *task)
+{
+	struct rig_queue *q =
+		(struct rig_queue *)((char *)task - offsetof(struct rig_queue, stop_task));
+
+	qcow2_queue_destroy(q->queue);
+	answer(q->rig);
+}
+
 static void queue_stop(struct loop_msg *msg)
 {
 	struct rig_queue *q =
 		(struct rig_queue *)((char *)msg - offsetof(struct rig_queue, stop_msg));
 
-	qcow2_queue_destroy(q->queue);
-	answer(q->rig);
+	q->stop_task.fn = queue_stop_run;
+	loop_spawn(q->loop, &q->stop_task);
 }
 
 static void detach_run(struct co_task *task)

@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Proves of the engine what the simulation's disk cannot show: on a device, whose end does not move,
+ * every cluster can be used, those behind the refcount table's reach included; a replayed log frees
+ * once what it unlinked once; of two syncs at the same time none succeeds after the other failed; and
+ * what a broken image's entries led past the end of the file is not cut off again.
+ */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/blk.h"
+#include "base/math.h"
+#include "memory.h"
+#include "qcow2.h"
+#include "qcow2/check.h"
+#include "qcow2/image.h"
+#include "ring/co.h"
+
+#define LOG_BYTES (128 * KiB)
+
+static struct memory disk;
+static struct error error;
+static struct loop *loop;
+static struct qcow2_image *img;
+static struct qcow2_queue *queue;
+static _Alignas(4096) uint8_t buffer[64 * KiB];
+
+/* ---- a disk whose syncs wait, for as long as it is asked to ---- */
+
+static struct storage_io *held[8];
+static unsigned nr_held;
+static bool hold_syncs;
+
+static void engine_submit(struct storage *st, struct storage_io *io)
+{
+	if (!hold_syncs || io->op != STORAGE_SYNC) {
+		memory_submit(st, io);
+		return;
+	}
+	assert_true(nr_held < ARRAY_LEN(held));
+	held[nr_held++] = io;
+}
+
+static void engine_close(struct storage *st)
+{
+}
+
+static const struct storage_ops engine_ops = {.submit = engine_submit, .close = engine_close};
+
+/* On the loop: the newest first, so that the oldest one's error comes last. */
+static void release_held(struct loop_msg *msg)
+{
+	while (nr_held) {
+		nr_held--;
+		held[nr_held]->complete(held[nr_held], nr_held ? 0 : -EIO);
+	}
+}
+
+/* ---- an image, one loop, and requests one at a time ---- */
+
+static void create(uint32_t cluster_bytes, unsigned refcount_bits, uint64_t size_bytes)
+{
+	struct qcow2_create_options o = {.size_bytes = size_bytes,
+					 .cluster_bytes = cluster_bytes,
+					 .refcount_bits = refcount_bits};
+
+	memory_destroy(&disk);
+	memory_init(&disk);
+	disk.st.ops = &engine_ops;
+	assert_int_equal(qcow2_create(&disk.st, &o, &error), 0);
+}
+
+/* What lies past the used part of a device is garbage. */
+static void become_device(uint64_t size_bytes)
+{
+	uint64_t used = disk.st.size_bytes;
+
+	assert_true(used < size_bytes);
+	memory_resize(&disk, size_bytes);
+	memset(disk.data + used, 0xa5, size_bytes - used);
+	disk.st.fixed_size = true;
+}
+
+static void start(const struct qcow2_options *opts)
+{
+	struct loop_params params = {
+		.name = "test", .sq_entries = 8, .coroutines = 16, .ringless = true};
+
+	assert_int_equal(loop_create(&loop, &params, &error), 0);
+	assert_int_equal(qcow2_open(&img, &disk.st, opts, &error), 0);
+	assert_int_equal(qcow2_set_metadata_loop(img, loop, &error), 0);
+	assert_int_equal(qcow2_queue_create(&queue, img, loop, &error), 0);
+}
+
+static void turn(void)
+{
+	while (loop_turn(loop))
+		;
+}
+
+struct call {
+	struct loop_msg msg;
+	struct co_task task;
+	struct blk_request req;
+	_Alignas(64) uint8_t priv[QCOW2_REQUEST_BYTES];
+	int ret;
+};
+
+static void call_complete(struct blk_request *req, int ret)
+{
+	container_of(req, struct call, req)->ret = ret;
+}
+
+static void call_submit(struct loop_msg *msg)
+{
+	qcow2_submit(queue, &container_of(msg, struct call, msg)->req);
+}
+
+static void send_request(struct call *c, enum blk_op op, unsigned flags, uint64_t offset,
+			 uint64_t len)
+{
+	memset(c, 0, sizeof(*c));
+	c->ret = 1;
+	c->req = (struct blk_request){.op = op,
+				      .flags = flags,
+				      .offset_bytes = offset,
+				      .len_bytes = len,
+				      .buf.base = buffer,
+				      .complete = call_complete,
+				      .priv = c->priv};
+	c->msg.fn = call_submit;
+	loop_post(loop, &c->msg);
+	turn();
+}
+
+static int request(enum blk_op op, unsigned flags, uint64_t offset, uint64_t len)
+{
+	static struct call c;
+
+	send_request(&c, op, flags, offset, len);
+	assert_true(c.ret <= 0);
+	return c.ret;
+}
+
+static void detach(struct co_task *task)
+{
+	qcow2_detach_loop(img);
+}
+
+static int stop(void)
+{
+	struct co_task task = {.fn = detach};
+	int ret;
+
+	qcow2_queue_destroy(queue);
+	list_init(&task.list);
+	loop_spawn(loop, &task);
+	turn();
+	ret = qcow2_close(img, &error);
+	loop_destroy(loop);
+	return ret;
+}
+
+static void assert_sound(void)
+{
+	struct qcow2_check_options options = {0};
+	struct qcow2_check_result result;
+
+	assert_int_equal(qcow2_check(&disk.st, &options, &result, &error), 0);
+	assert_int_equal(result.corruptions, 0);
+	assert_int_equal(result.leaks, 0);
+}
+
+/* ---- tests ---- */
+
+static uint64_t be64_at(uint64_t offset)
+{
+	be64_t v;
+
+	memcpy(&v, disk.data + offset, sizeof(v));
+	return be64_get(v);
+}
+
+/* Clusters of the device without a reference. */
+static uint64_t unused_clusters(void)
+{
+	static struct qcow2_header h;
+	uint64_t n = 0;
+
+	assert_int_equal(qcow2_header_read(&disk.st, &h, &error), 0);
+	for (uint64_t c = 0; c < disk.st.size_bytes >> h.cluster_bits; c++) {
+		uint64_t i = c >> h.rb_bits, block = 0;
+
+		if (i < (uint64_t)h.rt_clusters << h.cluster_bits >> 3)
+			block = be64_at(h.rt_offset + i * 8);
+		n += !block || !qcow2_refcount_get(disk.data + block,
+						   c & ((1u << h.rb_bits) - 1), h.refcount_order);
+	}
+	return n;
+}
+
+/* Writes @step bytes at a time from @from on, until the device is full; where that was. */
+static uint64_t fill(uint64_t from, uint64_t step)
+{
+	int ret;
+
+	while (!(ret = request(BLK_WRITE, 0, from, step)))
+		from += step;
+	assert_int_equal(ret, -ENOSPC);
+	return from;
+}
+
+static void test_device_is_used_to_its_end(void **state)
+{
+	struct qcow2_options opts = {.no_lock = true};
+	uint64_t at;
+
+	create(512, 16, 4 * MiB);
+	become_device(601 * 512);
+	start(&opts);
+	/* into the group that the end cuts, then some of it is freed again */
+	for (at = 0; at < 540 * 512; at += 512)
+		assert_int_equal(request(BLK_WRITE, 0, at, 512), 0);
+	assert_int_equal(request(BLK_DISCARD, 0, at - 10 * 512, 5 * 512), 0);
+	assert_int_equal(request(BLK_FLUSH, 0, 0, 0), 0);
+	at = fill(at, 32 * KiB);
+	fill(at, 512);
+	assert_int_equal(stop(), 0);
+	/* one can be left over: a table that was made for data that had no room */
+	assert_true(unused_clusters() <= 1);
+	assert_sound();
+}
+
+static void test_refcount_table_grows_on_a_device(void **state)
+{
+	struct qcow2_options opts = {.no_lock = true};
+	uint64_t at;
+
+	/* one cluster of the refcount table counts 2 MiB */
+	create(512, 64, 5 * MiB);
+	become_device(9 * MiB / 2);
+	start(&opts);
+	at = fill(0, 32 * KiB);
+	fill(at, 512);
+	assert_int_equal(stop(), 0);
+	assert_true(unused_clusters() < 64);
+	assert_sound();
+}
+
+static void test_replay_frees_once(void **state)
+{
+	static _Alignas(4096) uint8_t log[LOG_BYTES], log_then[LOG_BYTES];
+	struct qcow2_options opts = {.no_lock = true,
+				     .log_base = log,
+				     .log_bytes = LOG_BYTES,
+				     .log_identity = "test",
+				     .log_identity_bytes = 4};
+	static struct memory then;
+
+	create(4096, 16, MiB);
+	start(&opts);
+	assert_int_equal(request(BLK_WRITE, 0, 0, 4096), 0);
+	assert_int_equal(request(BLK_FLUSH, 0, 0, 0), 0);
+	assert_int_equal(request(BLK_WRITE_ZEROES, BLK_NOUNMAP, 0, 4096), 0);
+	assert_int_equal(request(BLK_WRITE, 0, 0, 512), 0);
+	assert_int_equal(request(BLK_DISCARD, 0, 0, 4096), 0);
+	/* as if it were killed here */
+	memory_init(&then);
+	memory_copy(&then, &disk);
+	memcpy(log_then, log, sizeof(log));
+	assert_int_equal(stop(), 0);
+
+	memory_copy(&disk, &then);
+	opts.log_base = log_then;
+	opts.log_recover = true;
+	start(&opts);
+	assert_int_equal(request(BLK_FLUSH, 0, 0, 0), 0);
+	assert_int_equal(img->corruption_reports, 0);
+	assert_int_equal(request(BLK_WRITE, 0, 8192, 4096), 0);
+	assert_int_equal(stop(), 0);
+	assert_sound();
+	memory_destroy(&then);
+}
+
+static int structural_ret;
+
+static void structural_sync(struct co_task *task)
+{
+	structural_ret = writeback_sync(img);
+}
+
+static void test_no_sync_hides_another_ones_error(void **state)
+{
+	struct qcow2_options opts = {.no_lock = true};
+	struct co_task task = {.fn = structural_sync};
+	struct loop_msg release = {.fn = release_held};
+	static struct call flush;
+
+	create(4096, 16, MiB);
+	start(&opts);
+	assert_int_equal(request(BLK_WRITE, 0, 0, 4096), 0);
+	hold_syncs = true;
+	list_init(&task.list);
+	structural_ret = 1;
+	loop_spawn(loop, &task);
+	send_request(&flush, BLK_FLUSH, 0, 0, 0);
+	assert_int_equal(flush.ret, 1);
+	hold_syncs = false;
+	loop_post(loop, &release);
+	turn();
+	assert_int_equal(structural_ret, -EIO);
+	assert_int_equal(flush.ret, -EIO);
+	assert_int_equal(request(BLK_FLUSH, 0, 0, 0), -EIO);
+	assert_int_equal(stop(), -EIO);
+}
+
+static void test_nothing_past_the_end_is_cut_off(void **state)
+{
+	struct qcow2_options opts = {.no_lock = true};
+	uint64_t l2;
+	be64_t entry = be64_make(((uint64_t)5000 << 12) | QCOW2_COPIED);
+	static struct qcow2_header h;
+
+	create(4096, 16, MiB);
+	start(&opts);
+	assert_int_equal(request(BLK_WRITE, 0, 0, 4096), 0);
+	assert_int_equal(stop(), 0);
+	assert_int_equal(qcow2_header_read(&disk.st, &h, &error), 0);
+	l2 = be64_at(h.l1_offset) & QCOW2_L1_OFFSET_MASK;
+	memcpy(disk.data + l2 + 5 * 8, &entry, sizeof(entry));
+
+	start(&opts);
+	memset(buffer, 'a', 4096);
+	assert_int_equal(request(BLK_WRITE, 0, 5 * 4096, 4096), 0);
+	assert_int_equal(request(BLK_WRITE, 0, 8 * 4096, 16 * 4096), 0);
+	assert_int_equal(request(BLK_FLUSH, 0, 0, 0), 0);
+	assert_int_equal(stop(), 0);
+
+	start(&opts);
+	memset(buffer, 0, 4096);
+	assert_int_equal(request(BLK_READ, 0, 5 * 4096, 4096), 0);
+	for (unsigned i = 0; i < 4096; i++)
+		assert_int_equal(buffer[i], 'a');
+	assert_int_equal(stop(), 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_device_is_used_to_its_end),
+		cmocka_unit_test(test_refcount_table_grows_on_a_device),
+		cmocka_unit_test(test_replay_frees_once),
+		cmocka_unit_test(test_no_sync_hides_another_ones_error),
+		cmocka_unit_test(test_nothing_past_the_end_is_cut_off),
+	};
+	int ret = cmocka_run_group_tests(tests, NULL, NULL);
+
+	memory_destroy(&disk);
+	return ret;
+}

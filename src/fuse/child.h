@@ -3,11 +3,12 @@
  * child.h: a call in a process of its own.
  *
  * What waits for an answer from the FUSE file waits in the kernel, and not even SIGKILL ends that:
- * only an answer, or the end of the connection, which comes when the last descriptor of it is
- * closed. A process that serves the file and is killed while one of its own threads waits so would
- * never end, because its descriptors are closed when its last thread is gone; and with it would
- * hang all who use the file. So whatever may lead to such a wait is done by a child that has none
- * of its parent's descriptors: if the server dies, the connection ends, and the child with it.
+ * only an answer, or the end of the connection, which comes when nothing holds it any more. A
+ * process that serves the file and is killed while one of its own threads waits so would never end,
+ * because its descriptors are closed when its last thread is gone; and with it would hang all who
+ * use the file. So whatever may lead to such a wait is done by a child that has nothing of its
+ * parent's that holds the connection, neither descriptors nor mappings of the ring (ring/loop.c
+ * keeps those from children): if the server dies, the connection ends, and the child with it.
  */
 #ifndef FUSE_CHILD_H
 #define FUSE_CHILD_H

@@ -9,19 +9,20 @@
  * ID is the loop device's number; without one, the smallest that is free in RUN_DIR. There is one
  * queue: the kernel has one list of requests for a FUSE connection.
  *
- * Threads. The main thread does what asks the kernel to look at the file: mount, open,
- *LOOP_CONFIGURE (which reads the partition table), detach. The queue thread answers and must never
- *wait for any of that, or nobody would answer.
+ * Threads. The queue thread answers for the file. No thread of this process ever waits for the
+ * file: what makes the kernel look at it (LOOP_CONFIGURE reads the partition table, a detach writes
+ * the page cache) is done by a child process, for the reasons in child.h. The main thread waits for
+ * the child, within limits.
  *
  * Starting: session, number, mount, queue thread, loop device. Ending, the reverse: the loop device
- *is detached while the thread serves, so that its page cache gets written; the mount is detached,
+ * is detached while the thread serves, so that its page cache gets written; the mount is detached,
  * so that nobody opens the file any more; when its last user closes it the connection ends, and
- *with it the thread, which stops the target's queue. Users who do not close are cut off after a
- *while, when their requests in hand have completed. A half-built device is taken down by the same
- *function.
+ * with it the thread, which stops the target's queue. Users who do not close are cut off after a
+ * while, when their requests in hand have completed. A half-built device is taken down by the same
+ * function.
  *
- * Everything is held by this process: descriptors close on exec and no child of it has them, so
- *that a kill breaks the connection at once and I/O to the loop device fails instead of waiting.
+ * Everything is held by this process: descriptors close on exec and no child keeps them, so that a
+ * kill breaks the connection at once and I/O to the loop device fails instead of waiting.
  */
 #include "target/frontend.h"
 

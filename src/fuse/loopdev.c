@@ -120,7 +120,7 @@ int loopdev_claim(int number, struct error *err)
 		fd = claim_open_new(number, path, err);
 	if (fd < 0)
 		return error_set(err, fd, "%s: %s", path, strerror(-fd));
-	/* Any other answer is about the file below: ENOTCONN where its server was killed. */
+	/* Other errors are those of a backing file that does not answer any more: in use, too. */
 	if (ioctl(fd, LOOP_GET_STATUS64, &info) == 0 || errno != ENXIO) {
 		close(fd);
 		return error_set(err, -EBUSY, "%s is in use", path);

@@ -6,11 +6,11 @@
  *		as it lives, in whatever way it ends.
  *	NAME	an empty file; the FUSE file is mounted on it. Names with a leading dot are changed.
  *
- * RUN_DIR/fuse/.lock is held while a folder is made, and while one is removed because its daemon
- *died: so nobody takes a folder that is half made for one that was left.
+ * RUN_DIR/fuse/.lock is held while a folder is made or removed: so nobody takes a folder that is
+ * half made for one that was left by a daemon that died.
  *
  * Only the owner may write there; a folder that belongs to somebody else is refused, since RUN_DIR
- *of an ordinary user may lie under /tmp.
+ * of an ordinary user may lie under /tmp.
  */
 #include "fuse/rundir.h"
 

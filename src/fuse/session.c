@@ -13,24 +13,26 @@
  *	                           |                      ^
  *	                           +- no reply (FORGET) --+
  *
- * Reading. The descriptor does not block. While requests keep coming, a few reads are in flight all
- * the time, more the better they fare; when one finds nothing, and all are back, one poll takes
- *their place. (Blocking reads would all be woken for each request; and one that another CPU takes
- *back between the poll and the read, by interrupting it, would leave the thread asleep in the
- *kernel, with other requests in its hands.)
+ * Reading. A few reads are in flight all the time; the ring makes each wait for a request without
+ * a thread. The descriptor does not block all the same: a request that is taken back (its sender
+ * was killed) between the wait and the read would leave the thread asleep in the kernel, with
+ * other requests in its hands. Each request wakes all reads that wait, so they are few: enough to
+ * take in what one turn of the loop brings; more made no difference at any depth. Kernels that
+ * answer such a read with EAGAIN are asked by a poll when the next one is there.
  *
  * A slot's memory, from one page boundary to the next slot's:
  *
- *	page 0: small replies are put together at its start; its last 80 bytes are where a request
- *is read to: fuse_in_header and fuse_write_in, so that page 1: begins the payload of a WRITE,
- *aligned for direct I/O of the storage below. A READ goes to the same place, and is sent from
- *there, its fuse_out_header in the bytes before it.
+ *	page 0: at its start small replies are put together. A request is read to its last
+ *		80 bytes (fuse_in_header and fuse_write_in) and on, so that on
+ *	page 1	begins the payload of a WRITE, aligned for direct I/O of the storage below. A
+ *		READ goes to the same place, and is sent from there, with its fuse_out_header
+ *		in the bytes before it.
  *	...	payload_max bytes of it, and FLAT_SLACK_BYTES
  *
  * Invariants:
  *  1. Every slot is on the free list, or has a ring operation in flight, or its flat_io.
- *  2. libfuse replies to a slot's request only inside fuse_session_process_buf() or
- *slot_complete(), and then `current` is that slot.
+ *  2. libfuse replies to a slot's request only inside fuse_session_process_buf() or in
+ *     slot_complete(), and then `current` is that slot.
  *  3. A reply's memory is its slot's; the slot is free when the ring has sent it.
  *
  * All memory of ours is allocated and touched before the mount. libfuse itself allocates and frees
@@ -73,7 +75,7 @@ enum {
 	PAYLOAD_MIN = 128 << 10,
 	PAYLOAD_MAX = 1 << 20,	 /* what libfuse and the kernel's default allow */
 	MEMORY_BYTES = 64 << 20, /* of all slots' payloads; many slots get smaller ones */
-	READS_MAX = 16,		 /* in flight at once */
+	READS = 4,		 /* in flight at once */
 	ATTR_SECONDS = 1,
 };
 
@@ -85,12 +87,11 @@ struct slot {
 	struct session *session;
 	struct list list;  /* free */
 	struct loop_op op; /* read, then write */
-	struct loop_op cancel_op; /* of the read */
 	uint8_t *page;	   /* see above */
 	uint64_t unique;   /* the kernel's number of the request */
 	fuse_req_t req;
 	struct flat_io io;
-	bool reading;	   /* op is, waiting for a request */
+	bool reading;	   /* op is in flight, with a read */
 	bool at_work;	   /* io is in flight */
 	bool replying;	   /* op is, with the reply */
 	const void *reply; /* for a second try */
@@ -114,13 +115,11 @@ struct session {
 	unsigned used; /* slots that are not free */
 	struct slot *current;
 
-	struct loop_op poll_op, cancel_op;
-	unsigned reading; /* reads in flight */
-	unsigned reads_wanted;
-	unsigned reads_hit; /* since the last poll */
+	struct loop_op poll_op, cancel_op; /* the latter for all cancellations */
+	unsigned reading;		   /* reads in flight */
 	bool polling;
-	unsigned cancelling; /* cancellations in flight, of the poll and of reads */
-	bool dry;	 /* a read found nothing: poll when the others are back */
+	unsigned cancelling; /* cancellations in flight */
+	bool dry;	     /* a read found nothing: poll when the others are back */
 	bool quitting, ended;
 
 	/* what the file looks like; nobody but its owner gets at it until he is let */
@@ -139,8 +138,6 @@ struct session {
 
 /* ---- slots ---- */
 
-static void session_fetch(struct session *s);
-
 static void session_check_end(struct session *s)
 {
 	if (!s->quitting || s->ended || s->used || s->polling || s->cancelling)
@@ -149,6 +146,7 @@ static void session_check_end(struct session *s)
 	if (s->file_slot >= 0)
 		loop_file_unregister(s->loop, s->file_slot);
 	s->file_slot = -1;
+	loop_on_idle(s->loop, NULL, NULL);
 	log_debug("fuse: %llu requests, %llu payloads moved", (unsigned long long)s->requests,
 		  (unsigned long long)s->payloads_moved);
 	s->params.ended(s->params.arg);
@@ -199,7 +197,6 @@ static void slot_sent(struct loop_op *op, int res, uint32_t cqe_flags)
 		log_err("fuse: a reply was not taken: %s", strerror(-res));
 	slot->replying = false;
 	slot_put(slot);
-	session_fetch(s);
 }
 
 /*
@@ -279,7 +276,6 @@ static void slot_read(struct loop_op *op, int res, uint32_t cqe_flags)
 	slot->reading = false;
 	s->reading--;
 	if (res > 0) {
-		s->reads_hit++;
 		slot_received(slot, (size_t)res);
 	} else {
 		slot_put(slot);
@@ -292,7 +288,6 @@ static void slot_read(struct loop_op *op, int res, uint32_t cqe_flags)
 		    res != -ENODEV && res != -ECANCELED)
 			log_err("fuse: the connection cannot be read: %s", strerror(-res));
 	}
-	session_fetch(s);
 }
 
 static void session_polled(struct loop_op *op, int res, uint32_t cqe_flags)
@@ -304,7 +299,6 @@ static void session_polled(struct loop_op *op, int res, uint32_t cqe_flags)
 		log_err("fuse: the connection cannot be polled: %s", strerror(-res));
 		session_quit(s);
 	}
-	session_fetch(s);
 }
 
 static void session_poll(struct session *s)
@@ -315,8 +309,6 @@ static void session_poll(struct session *s)
 
 	s->dry = false;
 	s->polling = true;
-	s->reads_wanted = min_of(max_of(s->reads_hit, 1u), (unsigned)READS_MAX);
-	s->reads_hit = 0;
 	s->poll_op.complete = session_polled;
 	sqe = session_sqe(s, &s->poll_op, &fd, &flags);
 	io_uring_prep_poll_add(sqe, fd, POLLIN);
@@ -324,9 +316,10 @@ static void session_poll(struct session *s)
 	loop_sqe_bind(sqe, &s->poll_op);
 }
 
-/* Keeps reads in flight as long as there is something to read. */
-static void session_fetch(struct session *s)
+/* Once in a turn of the loop, before it waits. */
+static void session_fetch(void *arg)
 {
+	struct session *s = arg;
 	struct io_uring_sqe *sqe;
 	struct slot *slot;
 	uint8_t flags;
@@ -343,11 +336,7 @@ static void session_fetch(struct session *s)
 			session_poll(s);
 		return;
 	}
-	if (s->reads_hit >= 2 * s->reads_wanted) {
-		s->reads_wanted = min_of(2 * s->reads_wanted, (unsigned)READS_MAX);
-		s->reads_hit = 0;
-	}
-	while (s->reading < s->reads_wanted && (slot = slot_get(s))) {
+	while (s->reading < READS && (slot = slot_get(s))) {
 		slot->op.complete = slot_read;
 		sqe = session_sqe(s, &slot->op, &fd, &flags);
 		io_uring_prep_read(sqe, fd, slot->page + SMALL_REPLY_BYTES,
@@ -359,54 +348,33 @@ static void session_fetch(struct session *s)
 	}
 }
 
-static void cancelled(struct session *s)
+static void op_cancelled(struct loop_op *op, int res, uint32_t cqe_flags)
 {
+	struct session *s = container_of(op, struct session, cancel_op);
+
 	s->cancelling--;
-	session_check_end(s);
 }
 
-static void poll_cancelled(struct loop_op *op, int res, uint32_t cqe_flags)
+static void op_cancel(struct session *s, struct loop_op *op)
 {
-	cancelled(container_of(op, struct session, cancel_op));
-}
+	struct io_uring_sqe *sqe = loop_sqe(s->loop, &s->cancel_op);
 
-static void read_cancelled(struct loop_op *op, int res, uint32_t cqe_flags)
-{
-	cancelled(container_of(op, struct slot, cancel_op)->session);
-}
-
-/*
- * The kernel may keep a read of an empty connection waiting, although it is not to block. One that has
- * got a request in the meantime serves it.
- */
-static void read_cancel(struct slot *slot)
-{
-	struct io_uring_sqe *sqe = loop_sqe(slot->session->loop, &slot->cancel_op);
-
-	slot->session->cancelling++;
-	slot->cancel_op.complete = read_cancelled;
-	io_uring_prep_cancel(sqe, &slot->op, 0);
-	loop_sqe_bind(sqe, &slot->cancel_op);
+	io_uring_prep_cancel(sqe, op, 0);
+	loop_sqe_bind(sqe, &s->cancel_op);
+	s->cancelling++;
 }
 
 void session_quit(struct session *s)
 {
-	struct io_uring_sqe *sqe;
-
 	if (s->quitting)
 		return;
 	s->quitting = true;
-	if (s->polling) {
-		s->cancelling++;
-		s->cancel_op.complete = poll_cancelled;
-		sqe = loop_sqe(s->loop, &s->cancel_op);
-		io_uring_prep_poll_remove(sqe, (uint64_t)(uintptr_t)&s->poll_op);
-		loop_sqe_bind(sqe, &s->cancel_op);
-	}
-	for (unsigned i = 0; i < s->params.depth; i++)
+	s->cancel_op.complete = op_cancelled;
+	if (s->polling)
+		op_cancel(s, &s->poll_op);
+	for (unsigned i = 0; i < s->params.depth && s->reading; i++)
 		if (s->slots[i].reading)
-			read_cancel(&s->slots[i]);
-	session_check_end(s);
+			op_cancel(s, &s->slots[i].op);
 }
 
 /* ---- data ---- */
@@ -733,7 +701,6 @@ int session_create(struct session **out, const struct session_params *params, st
 	s->params = *params;
 	s->target = params->target;
 	s->fd = s->file_slot = -1;
-	s->reads_wanted = 1;
 	s->mode = s->target->limits.read_only ? 0400 : 0600;
 	s->uid = geteuid();
 	s->gid = getegid();
@@ -829,5 +796,5 @@ void session_start(struct session *s, struct loop *loop)
 	s->file_slot = loop_file_register(loop, s->fd);
 	if (s->file_slot < 0)
 		s->file_slot = -1;
-	session_fetch(s);
+	loop_on_idle(loop, session_fetch, s);
 }

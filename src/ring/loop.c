@@ -97,6 +97,14 @@ static int ring_create(struct loop *loop, const struct loop_params *p, struct er
 	if (ret)
 		return error_set(err, ret, "cannot create an io_uring: %s", strerror(-ret));
 	loop->has_ring = true;
+	/*
+	 * A forked child must not inherit the mappings: they hold the ring, and with it all files that
+	 * are registered there, until the child ends, even if the program has long been killed.
+	 */
+	ret = io_uring_ring_dontfork(&loop->ring);
+	if (ret)
+		return error_set(err, ret, "cannot keep an io_uring from children: %s",
+				 strerror(-ret));
 	return 0;
 }
 

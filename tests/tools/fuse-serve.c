@@ -2,8 +2,8 @@
 /*
  * fuse-serve: the FUSE front end by itself, for its tests. Not installed.
  *
- *	fuse-serve [OPTION]... TARGET [IMAGE]	serve in the foreground until SIGTERM or the device
- *is gone fuse-serve --orphans RUN_DIR		list what killed ones left: "ID DEVICE BUSY"
+ *	fuse-serve [OPTION]... TARGET [IMAGE]	serve until SIGTERM or the device is gone
+ *	fuse-serve --orphans RUN_DIR		list what killed ones left: "ID DEVICE BUSY"
  *	fuse-serve --remove ID RUN_DIR		remove it
  *
  * It prints the device's path on a line of standard output when it is usable, "busy N" for each

@@ -119,6 +119,12 @@ void run_config_make(struct run_config *cfg, enum run_profile profile, uint64_t 
 	if (rng_chance(&r, 50))
 		cfg->log_bytes = rng_chance(&r, 50) ? 128 * KiB : MiB;
 	cfg->device = profile != RUN_GROW && rng_chance(&r, 15);
+	cfg->block_bytes = SECTOR_BYTES;
+	if (cfg->create.cluster_bytes >= 4096 && rng_chance(&r, 40))
+		cfg->block_bytes = 4096;
+	cfg->create.size_bytes = align_down(cfg->create.size_bytes, cfg->block_bytes);
+	cfg->max_sectors = align_up(cfg->max_sectors, cfg->block_bytes / SECTOR_BYTES);
+	cfg->max_sectors = min_of(cfg->max_sectors, cfg->create.size_bytes / SECTOR_BYTES);
 	cfg->reissue_percent = rng_chance(&r, 70) ? 100 : rng_range(&r, 0, 100);
 	cfg->open.max_inflight = cfg->queues * cfg->depth;
 }
@@ -131,8 +137,8 @@ void run_config_print(const struct run_config *cfg)
 	       ", preallocation %d\n",
 	       run_profile_names[cfg->profile], cfg->seed, c->version, c->cluster_bytes,
 	       c->refcount_bits, c->size_bytes, c->preallocation);
-	if (cfg->device)
-		printf("  on a block device\n");
+	printf("  on a %s with blocks of %u\n", cfg->device ? "block device" : "file",
+	       cfg->block_bytes);
 	printf("  cache %" PRIu64 ", write-back %" PRIu64
 	       " ms, %u queue(s) of %u%s, %u requests of "
 	       "up to %u sectors\n",

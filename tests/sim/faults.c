@@ -78,11 +78,12 @@ static void check_errors(struct run *r, struct slot *s)
 /* The fault is gone: what must work works, and what must not does not. */
 static void afterwards(struct run *r)
 {
-	uint64_t some = min_of(r->guest.sectors, (uint64_t)8);
+	uint64_t some = min_of(r->guest.sectors, (uint64_t)8), unit = run_unit(r);
+	uint64_t step = align_up(r->guest.sectors / 3 + 1, unit);
 	bool broken = run_sync_failed(r);
 	int ret;
 
-	for (uint64_t at = 0; at < r->guest.sectors && !r->failed; at += r->guest.sectors / 3 + 1) {
+	for (uint64_t at = 0; at < r->guest.sectors && !r->failed; at += step) {
 		some = min_of(some, r->guest.sectors - at);
 		ret = run_one(r, BLK_WRITE, 0, at, some);
 		if (ret)
@@ -97,7 +98,7 @@ static void afterwards(struct run *r)
 		else if (ret && !broken)
 			run_fail(r, "a FLUSH after the fault failed: %s", strerror(-ret));
 		if (!r->failed)
-			ret = run_one(r, BLK_WRITE, BLK_FUA, r->guest.sectors - 1, 1);
+			ret = run_one(r, BLK_WRITE, BLK_FUA, r->guest.sectors - unit, unit);
 		if (!ret && broken)
 			run_fail(r, "a FUA write after a failed sync succeeded");
 	}

@@ -135,8 +135,9 @@ static void choose_range(struct run *r, uint64_t *sector, uint64_t *sectors)
 	}
 	if (at >= size)
 		at = 0;
+	at = align_down(at, run_unit(r));
 	*sector = at;
-	*sectors = min_of(*sectors, size - at);
+	*sectors = min_of(align_up(*sectors, run_unit(r)), size - at);
 	r->stream_sector = at + *sectors;
 }
 
@@ -150,7 +151,7 @@ static void submit_random(struct run *r, struct slot *s)
 		choose_range(r, &sector, &sectors);
 	/* without a payload it may be of any length */
 	if ((op == BLK_DISCARD || op == BLK_WRITE_ZEROES) && rng_chance(&r->rng, 10))
-		sectors = rng_range(&r->rng, 1, r->guest.sectors - sector);
+		sectors = align_up(rng_range(&r->rng, 1, r->guest.sectors - sector), run_unit(r));
 	if ((op == BLK_WRITE || op == BLK_WRITE_ZEROES) && rng_chance(&r->rng, r->cfg.fua_percent))
 		flags |= BLK_FUA;
 	if (op == BLK_WRITE_ZEROES && rng_chance(&r->rng, 40))
@@ -722,6 +723,7 @@ static int create_image(struct run *r, struct sim_map *out)
 		make_device(r, &blank);
 	base = simdisk_file(r->base, "base", &blank);
 	base->storage.fixed_size = r->cfg.device;
+	base->storage.block_bytes = r->cfg.block_bytes;
 	sim_map_free(&blank);
 	ret = qcow2_create(&base->storage, &r->cfg.create, &err);
 	storage_close(&base->storage);
@@ -745,6 +747,7 @@ int run_init(struct run *r, const struct run_config *cfg, const struct run_origi
 	r->file = simdisk_file(r->disk, "image", &map);
 	r->file->storage.can_punch = cfg->can_punch;
 	r->file->storage.fixed_size = cfg->device;
+	r->file->storage.block_bytes = cfg->block_bytes;
 	r->file->no_zero = cfg->no_zero;
 	guest_init(&r->guest, cfg->create.size_bytes / SECTOR_BYTES);
 	if (origin)

@@ -36,6 +36,7 @@ struct run_config {
 	uint64_t seed;
 	struct qcow2_create_options create;
 	struct qcow2_options open;
+	uint32_t block_bytes; /* the storage's: what its I/O is a multiple of */
 	bool device; /* the image lies on a block device: of fixed size, garbage past what is used */
 	unsigned queues, depth, requests;
 	bool meta_apart;	  /* the metadata loop serves no queue */
@@ -149,6 +150,12 @@ bool run_whole(struct run *r, const struct run_config *cfg, const struct run_ori
 void run_report(const struct run *r, const char *extra);
 /* From any point; an image that is still open is closed without looking. */
 void run_free(struct run *r);
+
+/* Sectors that requests are a multiple of. */
+static inline uint64_t run_unit(const struct run *r)
+{
+	return r->cfg.block_bytes / SECTOR_BYTES;
+}
 
 /* Marks the run as failed, with a message; the first one stays. */
 __attribute__((format(printf, 2, 3))) void run_fail(struct run *r, const char *fmt, ...);

@@ -94,6 +94,7 @@ bool second_whole(struct run *r, struct run_origin *origin, struct verifier *v, 
 	run_config_make(&cfg, first->cfg.profile, first->cfg.seed + SECOND_SALT);
 	cfg.create = first->cfg.create;
 	cfg.device = first->cfg.device;
+	cfg.block_bytes = first->cfg.block_bytes;
 	cfg.max_sectors = min_of((uint64_t)cfg.max_sectors, first->guest.sectors);
 	cfg.seed = first->cfg.seed;
 	if (cfg.create.version == 3 && rng_chance(&rng, 40))

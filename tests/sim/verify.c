@@ -96,6 +96,7 @@ static bool attach(struct attached *a, struct verifier *v, struct run *r, struct
 	*a = (struct attached){.v = v};
 	simview_open(view, view->map, read_only);
 	view->storage.fixed_size = r->cfg.device;
+	view->storage.block_bytes = r->cfg.block_bytes;
 	ret = qcow2_open(&a->img, &view->storage, &opts, &err);
 	if (ret) {
 		fail(v, text, len, read_only ? "open read-only" : "open", error_text(&err, ret));
@@ -293,8 +294,8 @@ static bool verify_deep(struct verifier *v, struct run *r, struct simview *view,
 	if (!attach(&a, v, r, view, false, text, len))
 		return false;
 	for (; n < DEEP_WRITES; n++) {
-		uint64_t sector = rng_below(&rng, r->guest.sectors);
-		uint64_t sectors = rng_range(&rng, 1, DEEP_SECTORS);
+		uint64_t sector = align_down(rng_below(&rng, r->guest.sectors), run_unit(r));
+		uint64_t sectors = align_up(rng_range(&rng, 1, DEEP_SECTORS), run_unit(r));
 		bool discard = rng_chance(&rng, 25);
 
 		sectors = min_of(sectors, r->guest.sectors - sector);

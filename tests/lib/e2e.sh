@@ -209,7 +209,14 @@ nbd_has_size() { (($(blockdev --getsize64 /dev/nbd0) > 0)); }
 # Whether nobody has the image open for writing, by QEMU's locks.
 not_locked() { qemu-img info "$1" >/dev/null 2>&1; }
 
-# Gives a device whose daemon was killed a new one.
+# ---- recovery ----
+
+# Kills the daemon and its supervisor; the device waits for `recover`.
+kill_all() {
+	kill_daemon
+	wait_for 20 is_quiesced || fail "$device is $(device_field state), not quiesced, after its daemons were killed"
+}
+is_quiesced() { [[ $(device_field state) == quiesced ]]; }
 recover() {
 	timeout 60 "$program" recover "$device" || fail "recover $device"
 	pid=$(device_field pid)

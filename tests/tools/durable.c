@@ -3,8 +3,9 @@
  * durable.c: writes numbered blocks with fsync, and later tells which of those that were acknowledged
  * are not there.
  *
- *   durable write DEVICE STATE OFFSET BLOCKS SEED [SECONDS]
+ *   durable write DEVICE STATE OFFSET BLOCKS SEED [SECONDS [STOP]]
  *   durable verify DEVICE STATE OFFSET BLOCKS
+ *   durable verify-all DEVICE STATE OFFSET BLOCKS
  *
  * The blocks are 4 KiB each, BLOCKS of them from byte OFFSET of the device (or file). STATE is a file
  * that outlives the device: for each block the highest version whose write was submitted, and the
@@ -12,12 +13,13 @@
  *
  * `write` has four threads, each with a quarter of the blocks, so that fsyncs overlap with writes and
  * with each other. A thread writes a random number of random blocks, then fsyncs, then records them as
- * acknowledged. It ends after SECONDS, or when the device fails (status 3), which is what it is for.
+ * acknowledged. It ends after SECONDS, or when there is a file STOP, or when the device fails (status 3).
  *
  * `verify` reads every block and requires that its content is one version throughout, that this version is
  * at least the acknowledged one and at most the submitted one, and that a block never written is
  * zero. It then records what it found, as that is what a later run starts from. Status 1 if a block is
- * wrong; each one is printed (up to 20).
+ * wrong; each one is printed (up to 20). `verify-all` is for when no write failed: it requires the submitted
+ * version of every block.
  *
  * Invariants of STATE, per block:
  *  1. submitted is raised before the write is issued, acked after the fsync that followed its
@@ -39,6 +41,7 @@
 #define BLOCK_BYTES   4096u
 #define THREADS	      4
 #define BATCH_MAX     16
+#define READ_BLOCKS   256
 #define WRONG_PRINTED 20
 #define WORDS	      (BLOCK_BYTES / sizeof(uint64_t))
 
@@ -56,6 +59,7 @@ struct job {
 	uint64_t num_blocks;
 	uint64_t random;
 	time_t end;
+	const char *stop; /* a file whose presence ends the run; NULL: none */
 	uint64_t num_acked; /* result: writes acknowledged by an fsync */
 	uint64_t num_syncs;
 	int error; /* result: why it ended early, -errno */
@@ -110,7 +114,7 @@ static void *write_blocks(void *arg)
 
 	if (posix_memalign((void **)&buf, BLOCK_BYTES, BLOCK_BYTES))
 		abort();
-	while (time(NULL) < job->end && !job->error) {
+	while (time(NULL) < job->end && !job->error && (!job->stop || access(job->stop, F_OK))) {
 		batch = 1 + next_random(&job->random) % BATCH_MAX;
 		for (i = 0; i < batch; i++) {
 			blocks[i] = job->first_block + next_random(&job->random) % job->num_blocks;
@@ -157,7 +161,7 @@ static struct entry *map_state(const char *path, uint64_t num_blocks)
 }
 
 static int run_writers(int fd, struct entry *entries, uint64_t offset_bytes, uint64_t num_blocks,
-		       uint64_t seed, uint64_t seconds)
+		       uint64_t seed, uint64_t seconds, const char *stop)
 {
 	struct job jobs[THREADS] = {0};
 	uint64_t acked = 0, syncs = 0;
@@ -172,6 +176,7 @@ static int run_writers(int fd, struct entry *entries, uint64_t offset_bytes, uin
 			.num_blocks = num_blocks / THREADS,
 			.random = (seed * THREADS + (uint64_t)i + 1) * 0x9e3779b97f4a7c15ull,
 			.end = time(NULL) + (time_t)seconds,
+			.stop = stop,
 		};
 		if (pthread_create(&jobs[i].thread, NULL, write_blocks, &jobs[i]))
 			die("pthread_create");
@@ -185,7 +190,7 @@ static int run_writers(int fd, struct entry *entries, uint64_t offset_bytes, uin
 	}
 	printf("durable: seed %llu: %llu writes acknowledged by %llu fsyncs; %s\n",
 	       (unsigned long long)seed, (unsigned long long)acked, (unsigned long long)syncs,
-	       error ? strerror(-error) : "time is up");
+	       error ? strerror(-error) : "done");
 	return error ? 3 : 0;
 }
 
@@ -201,31 +206,40 @@ static int64_t version_of(const uint64_t *words, uint64_t block)
 	return memcmp(words, expected, BLOCK_BYTES) ? -1 : (int64_t)(words[0] >> 32);
 }
 
-static int verify(int fd, struct entry *entries, uint64_t offset_bytes, uint64_t num_blocks)
+/* Whether a block that holds @version is as promised; then that is what a later run starts from. */
+static bool version_ok(struct entry *e, int64_t version, bool all)
+{
+	if (version < (all ? e->submitted : e->acked) || version > e->submitted)
+		return false;
+	e->acked = (uint32_t)version;
+	return true;
+}
+
+static int verify(int fd, struct entry *entries, uint64_t offset_bytes, uint64_t num_blocks, bool all)
 {
 	uint64_t *buf;
 	uint64_t block, wrong = 0, written = 0, acked = 0;
 	int64_t version;
 	struct entry *e;
 
-	if (posix_memalign((void **)&buf, BLOCK_BYTES, BLOCK_BYTES))
+	if (posix_memalign((void **)&buf, BLOCK_BYTES, READ_BLOCKS * BLOCK_BYTES))
 		abort();
 	for (block = 0; block < num_blocks; block++) {
-		e = &entries[block];
-		if (pread(fd, buf, BLOCK_BYTES, (off_t)(offset_bytes + block * BLOCK_BYTES)) !=
-		    BLOCK_BYTES)
+		uint64_t ahead = block % READ_BLOCKS;
+		uint64_t count = num_blocks - block < READ_BLOCKS ? num_blocks - block : READ_BLOCKS;
+
+		if (ahead == 0 &&
+		    pread(fd, buf, count * BLOCK_BYTES, (off_t)(offset_bytes + block * BLOCK_BYTES)) !=
+			    (ssize_t)(count * BLOCK_BYTES))
 			die("read");
-		version = version_of(buf, block);
+		e = &entries[block];
 		written += e->submitted > 0;
 		acked += e->acked > 0;
-		if (version < e->acked || version > e->submitted) {
-			if (wrong++ < WRONG_PRINTED)
-				printf("durable: block %llu holds version %lld; acknowledged %u, submitted %u\n",
-				       (unsigned long long)block, (long long)version, e->acked,
-				       e->submitted);
-			continue;
-		}
-		e->acked = (uint32_t)version;
+		version = version_of(buf + ahead * WORDS, block);
+		if (!version_ok(e, version, all) && wrong++ < WRONG_PRINTED)
+			printf("durable: block %llu holds version %lld; acknowledged %u, submitted %u\n",
+			       (unsigned long long)block, (long long)version, e->acked,
+			       e->submitted);
 	}
 	free(buf);
 	printf("durable: %llu blocks written, %llu with an acknowledged version, %llu wrong\n",
@@ -240,9 +254,10 @@ int main(int argc, char **argv)
 	bool writing;
 	int fd;
 
-	if (argc < 6 || (strcmp(argv[1], "write") && strcmp(argv[1], "verify"))) {
-		fprintf(stderr, "usage: durable write DEVICE STATE OFFSET BLOCKS SEED [SECONDS]\n"
-				"       durable verify DEVICE STATE OFFSET BLOCKS\n");
+	if (argc < 6 || (strcmp(argv[1], "write") && strcmp(argv[1], "verify") &&
+			 strcmp(argv[1], "verify-all"))) {
+		fprintf(stderr, "usage: durable write DEVICE STATE OFFSET BLOCKS SEED [SECONDS [STOP]]\n"
+				"       durable verify|verify-all DEVICE STATE OFFSET BLOCKS\n");
 		return 2;
 	}
 	writing = !strcmp(argv[1], "write");
@@ -258,6 +273,6 @@ int main(int argc, char **argv)
 		die(argv[2]);
 	if (writing)
 		return run_writers(fd, entries, offset_bytes, num_blocks, number(argv[6]),
-				   argc > 7 ? number(argv[7]) : 3600);
-	return verify(fd, entries, offset_bytes, num_blocks);
+				   argc > 7 ? number(argv[7]) : 3600, argc > 8 ? argv[8] : NULL);
+	return verify(fd, entries, offset_bytes, num_blocks, !strcmp(argv[1], "verify-all"));
 }

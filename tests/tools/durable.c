@@ -8,8 +8,9 @@
  *   durable verify-all DEVICE STATE OFFSET BLOCKS
  *
  * The blocks are 4 KiB each, BLOCKS of them from byte OFFSET of the device (or file). STATE is a file
- * that outlives the device: for each block the highest version whose write was submitted, and the
- * highest whose write was followed by an fsync that completed.
+ * that outlives the device (and the machine: each change is written at once, by pwrite): for each block
+ * the highest version whose write was submitted, and the highest whose write was followed by an fsync
+ * that completed.
  *
  * `write` has four threads, each with a quarter of the blocks, so that fsyncs overlap with writes and
  * with each other. A thread writes a random number of random blocks, then fsyncs, then records them as
@@ -34,7 +35,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -50,10 +50,17 @@ struct entry {
 	uint32_t acked;
 };
 
+/* The entries in memory, and the file that has the same. */
+struct state {
+	int fd;
+	const char *path;
+	struct entry *entries;
+};
+
 struct job {
 	pthread_t thread;
 	int fd;
-	struct entry *entries;
+	struct state *state;
 	uint64_t offset_bytes;
 	uint64_t first_block;
 	uint64_t num_blocks;
@@ -104,6 +111,13 @@ static void fill(uint64_t *words, uint64_t block, uint32_t version)
 		words[i] = (block << 32 | i << 20) ^ ((uint64_t)version * 0x9e3779b97f4a7c15ull);
 }
 
+static void entry_store(struct state *state, uint64_t block)
+{
+	if (pwrite(state->fd, &state->entries[block], sizeof(struct entry),
+		   (off_t)(block * sizeof(struct entry))) != sizeof(struct entry))
+		die(state->path);
+}
+
 static void *write_blocks(void *arg)
 {
 	struct job *job = arg;
@@ -118,8 +132,9 @@ static void *write_blocks(void *arg)
 		batch = 1 + next_random(&job->random) % BATCH_MAX;
 		for (i = 0; i < batch; i++) {
 			blocks[i] = job->first_block + next_random(&job->random) % job->num_blocks;
-			e = &job->entries[blocks[i]];
-			__atomic_store_n(&e->submitted, e->submitted + 1, __ATOMIC_RELEASE);
+			e = &job->state->entries[blocks[i]];
+			e->submitted++;
+			entry_store(job->state, blocks[i]);
 			fill(buf, blocks[i], e->submitted);
 			if (pwrite(job->fd, buf, BLOCK_BYTES,
 				   (off_t)(job->offset_bytes + blocks[i] * BLOCK_BYTES)) != BLOCK_BYTES) {
@@ -135,8 +150,9 @@ static void *write_blocks(void *arg)
 		}
 		job->num_syncs++;
 		for (i = 0; i < batch; i++) {
-			e = &job->entries[blocks[i]];
-			__atomic_store_n(&e->acked, e->submitted, __ATOMIC_RELEASE);
+			e = &job->state->entries[blocks[i]];
+			e->acked = e->submitted;
+			entry_store(job->state, blocks[i]);
 		}
 		job->num_acked += batch;
 	}
@@ -144,23 +160,27 @@ static void *write_blocks(void *arg)
 	return NULL;
 }
 
-static struct entry *map_state(const char *path, uint64_t num_blocks)
+static void state_load(struct state *state, const char *path, uint64_t num_blocks)
 {
-	struct entry *entries;
-	int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	size_t bytes = num_blocks * sizeof(struct entry);
 
-	if (fd < 0)
+	state->path = path;
+	state->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	state->entries = calloc(num_blocks, sizeof(struct entry));
+	if (state->fd < 0 || !state->entries || pread(state->fd, state->entries, bytes, 0) < 0)
 		die(path);
-	if (ftruncate(fd, (off_t)(num_blocks * sizeof(*entries))))
-		die(path);
-	entries = mmap(NULL, num_blocks * sizeof(*entries), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (entries == MAP_FAILED)
-		die(path);
-	close(fd);
-	return entries;
 }
 
-static int run_writers(int fd, struct entry *entries, uint64_t offset_bytes, uint64_t num_blocks,
+/* All of it. */
+static void state_store(struct state *state, uint64_t num_blocks)
+{
+	size_t bytes = num_blocks * sizeof(struct entry);
+
+	if (pwrite(state->fd, state->entries, bytes, 0) != (ssize_t)bytes)
+		die(state->path);
+}
+
+static int run_writers(int fd, struct state *state, uint64_t offset_bytes, uint64_t num_blocks,
 		       uint64_t seed, uint64_t seconds, const char *stop)
 {
 	struct job jobs[THREADS] = {0};
@@ -170,7 +190,7 @@ static int run_writers(int fd, struct entry *entries, uint64_t offset_bytes, uin
 	for (i = 0; i < THREADS; i++) {
 		jobs[i] = (struct job){
 			.fd = fd,
-			.entries = entries,
+			.state = state,
 			.offset_bytes = offset_bytes,
 			.first_block = num_blocks / THREADS * (uint64_t)i,
 			.num_blocks = num_blocks / THREADS,
@@ -215,7 +235,7 @@ static bool version_ok(struct entry *e, int64_t version, bool all)
 	return true;
 }
 
-static int verify(int fd, struct entry *entries, uint64_t offset_bytes, uint64_t num_blocks, bool all)
+static int verify(int fd, struct state *state, uint64_t offset_bytes, uint64_t num_blocks, bool all)
 {
 	uint64_t *buf;
 	uint64_t block, wrong = 0, written = 0, acked = 0;
@@ -232,7 +252,7 @@ static int verify(int fd, struct entry *entries, uint64_t offset_bytes, uint64_t
 		    pread(fd, buf, count * BLOCK_BYTES, (off_t)(offset_bytes + block * BLOCK_BYTES)) !=
 			    (ssize_t)(count * BLOCK_BYTES))
 			die("read");
-		e = &entries[block];
+		e = &state->entries[block];
 		written += e->submitted > 0;
 		acked += e->acked > 0;
 		version = version_of(buf + ahead * WORDS, block);
@@ -242,6 +262,7 @@ static int verify(int fd, struct entry *entries, uint64_t offset_bytes, uint64_t
 			       e->submitted);
 	}
 	free(buf);
+	state_store(state, num_blocks);
 	printf("durable: %llu blocks written, %llu with an acknowledged version, %llu wrong\n",
 	       (unsigned long long)written, (unsigned long long)acked, (unsigned long long)wrong);
 	return wrong != 0;
@@ -249,7 +270,7 @@ static int verify(int fd, struct entry *entries, uint64_t offset_bytes, uint64_t
 
 int main(int argc, char **argv)
 {
-	struct entry *entries;
+	struct state state;
 	uint64_t offset_bytes, num_blocks;
 	bool writing;
 	int fd;
@@ -267,12 +288,12 @@ int main(int argc, char **argv)
 		fprintf(stderr, "durable: bad number of blocks, or no seed\n");
 		return 2;
 	}
-	entries = map_state(argv[3], num_blocks);
+	state_load(&state, argv[3], num_blocks);
 	fd = open(argv[2], (writing ? O_RDWR : O_RDONLY) | O_DIRECT | O_CLOEXEC);
 	if (fd < 0)
 		die(argv[2]);
 	if (writing)
-		return run_writers(fd, entries, offset_bytes, num_blocks, number(argv[6]),
+		return run_writers(fd, &state, offset_bytes, num_blocks, number(argv[6]),
 				   argc > 7 ? number(argv[7]) : 3600, argc > 8 ? argv[8] : NULL);
-	return verify(fd, entries, offset_bytes, num_blocks, !strcmp(argv[1], "verify-all"));
+	return verify(fd, &state, offset_bytes, num_blocks, !strcmp(argv[1], "verify-all"));
 }

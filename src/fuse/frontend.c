@@ -111,6 +111,35 @@ static bool state_wait_beyond(struct frontend *f, enum thread_state state, unsig
 	return beyond;
 }
 
+static enum thread_state state_get(struct frontend *f)
+{
+	enum thread_state state;
+
+	pthread_mutex_lock(&f->lock);
+	state = f->state;
+	pthread_mutex_unlock(&f->lock);
+	return state;
+}
+
+static void thread_over(struct frontend *f, int ret)
+{
+	pthread_mutex_lock(&f->lock);
+	f->thread_ret = ret;
+	pthread_mutex_unlock(&f->lock);
+	state_set(f, THREAD_OVER);
+}
+
+/* What a thread that is over before it was to be has ended with. */
+static int thread_result(struct frontend *f)
+{
+	int ret;
+
+	pthread_mutex_lock(&f->lock);
+	ret = f->thread_ret ? f->thread_ret : -EIO;
+	pthread_mutex_unlock(&f->lock);
+	return ret;
+}
+
 static void tell_gone(void *arg)
 {
 	struct frontend *f = arg;
@@ -149,8 +178,7 @@ static void *queue_thread(void *arg)
 	if (ops->queue_start)
 		ret = ops->queue_start(f->target, 0, f->loop, &f->thread_err);
 	if (ret) {
-		f->thread_ret = ret;
-		state_set(f, THREAD_OVER);
+		thread_over(f, ret);
 		return NULL;
 	}
 	session_start(f->session, f->loop);
@@ -162,9 +190,8 @@ static void *queue_thread(void *arg)
 	}
 	if (ops->queue_stop)
 		ops->queue_stop(f->target, 0);
-	f->thread_ret = ret;
 	tell_gone(f);
-	state_set(f, THREAD_OVER);
+	thread_over(f, ret);
 	return NULL;
 }
 
@@ -193,10 +220,10 @@ static int thread_start(struct frontend *f, unsigned depth, struct error *err)
 		return error_set(err, ret, "no thread can be started: %s", strerror(-ret));
 	}
 	if (!state_wait_beyond(f, THREAD_STARTING, START_MS))
-		return error_set(err, -ETIMEDOUT, "the target does not start");
-	if (f->thread_ret)
-		return error_set(err, f->thread_ret, "%s",
-				 error_text(&f->thread_err, f->thread_ret));
+		return error_set(err, -ETIMEDOUT, "the target or the kernel does not start");
+	ret = state_get(f) == THREAD_OVER ? thread_result(f) : 0;
+	if (ret)
+		return error_set(err, ret, "%s", error_text(&f->thread_err, ret));
 	return 0;
 }
 
@@ -332,7 +359,7 @@ static int thread_end(struct frontend *f, struct error *err)
 {
 	int ret = 0;
 
-	if (f->state == THREAD_NONE)
+	if (state_get(f) == THREAD_NONE)
 		return 0;
 	if (!state_wait_beyond(f, THREAD_SERVING, CLOSE_MS)) {
 		if (session_opens(f->session))

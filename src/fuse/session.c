@@ -717,13 +717,27 @@ int session_create(struct session **out, const struct session_params *params, st
 	return 0;
 }
 
+/*
+ * libfuse frees the mount point's name only where it unmounts. Of a connection that is gone it sees
+ * that there is nothing to unmount; for another one, cut off from its users, it would look at the
+ * path again, which is not ours any more. Then the name is lost.
+ */
+static void libfuse_destroy(struct session *s)
+{
+	struct pollfd pfd = {.fd = s->fd};
+
+	if (s->fd >= 0 && poll(&pfd, 1, 0) == 1 && (pfd.revents & POLLERR))
+		fuse_session_unmount(s->se);
+	fuse_session_destroy(s->se); /* closes the descriptor, if that is still to be done */
+}
+
 void session_destroy(struct session *s)
 {
 	if (!s)
 		return;
 	assert(!s->loop || s->ended);
 	if (s->se)
-		fuse_session_destroy(s->se); /* closes the descriptor */
+		libfuse_destroy(s);
 	if (s->mem)
 		munmap(s->mem, s->params.depth * s->slot_bytes);
 	free(s->slots);

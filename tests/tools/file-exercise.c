@@ -153,7 +153,8 @@ int main(int argc, char **argv)
 
 		w->number = i;
 		w->random = strtoull(argv[2], NULL, 0) * 1000003 + i + 1;
-		w->buf = malloc(BUF);
+		if (!w->buf)
+			w->buf = malloc(BUF);
 		pthread_create(&w->thread, NULL, work, w);
 	}
 	for (unsigned i = 0; i < threads; i++) {

@@ -271,9 +271,11 @@ static int entry_from_json(struct entry *e, const json_t *o)
 	if (!json_is_null(json_object_get(o, "supervisor")) &&
 	    integer_get(o, "supervisor", 1, INT_MAX, &sup_pid))
 		return -EINVAL;
-	e->supervisor = e->process;
-	e->supervisor.pid = (pid_t)sup_pid;
-	e->supervisor.start_ticks = (uint64_t)sup_ticks;
+	if (sup_pid) {
+		e->supervisor = e->process; /* of the same boot */
+		e->supervisor.pid = (pid_t)sup_pid;
+		e->supervisor.start_ticks = (uint64_t)sup_ticks;
+	}
 	e->cache_size_bytes = (uint64_t)cache_size;
 	e->writeback_delay_ms = (uint64_t)delay;
 	e->recovery = json_is_true(json_object_get(o, "recovery"));

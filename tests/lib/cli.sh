@@ -4,7 +4,10 @@
 # the test's own. The folder of state is there as well, so that tests do not see each other's devices.
 set -uo pipefail
 export LC_ALL=C
-U=${BUILD:-$PWD/build}/ublk-qcow2
+# A copy, as other users may not be allowed to look into the source tree.
+mkdir -p .program
+cp "${BUILD:-$PWD/build}/ublk-qcow2" .program/
+U=$PWD/.program/ublk-qcow2
 export UBLK_QCOW2_RUN_DIR=$PWD/state
 export LSAN_OPTIONS=suppressions=$TOP/tests/lib/lsan.supp:print_suppressions=0
 failed=0

@@ -71,6 +71,7 @@ isolate() {
 	else
 		scratch=$(mktemp -d /run/w/ublk-qcow2.XXXXXX) || return 98
 	fi
+	chmod 711 "$scratch" # some tests become other users
 	mark=${scratch##*/}
 	before=$(ublk_devices)
 	(

@@ -123,17 +123,20 @@ SIM_SRCS := $(filter-out tests/sim/test_%,$(wildcard tests/sim/*.c))
 SIM_OBJS := $(SIM_SRCS:%.c=$(BUILD)/%.o)
 
 $(BUILD)/tests/sim/sim: $(SIM_OBJS) $(LIB)
-	$(CC) $(CFLAGS) $(LDFLAGS) $(SIM_LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(call say,LINK)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SIM_LDFLAGS) -o $@ $^ $(LDLIBS)
 
 # the engine once more, with the rules that can be broken
 MUTANT_OBJS := $(patsubst %.c,$(BUILD)/mutants/%.o,$(wildcard src/qcow2/*.c) $(SIM_SRCS))
 
 $(BUILD)/mutants/%.o: %.c | have-libraries
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) -DQCOW2_MUTANTS $(CFLAGS) -MMD -MP -c -o $@ $<
+	$(call say,CC)
+	$(Q)$(CC) $(CPPFLAGS) -DQCOW2_MUTANTS $(CFLAGS) -MMD -MP -c -o $@ $<
 
 $(BUILD)/tests/sim/sim-mutants: $(MUTANT_OBJS) $(LIB)
-	$(CC) $(CFLAGS) $(LDFLAGS) $(SIM_LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(call say,LINK)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SIM_LDFLAGS) -o $@ $^ $(LDLIBS)
 
 SIM_BINS := $(patsubst %,$(BUILD)/tests/sim/%,test_simdisk sim sim-mutants)
 TEST_BINS += $(SIM_BINS)
@@ -148,7 +151,8 @@ $(BUILD)/tests/tools/qcow2-io: $(call objs,tests/tools/qcow2-io.c tests/tools/io
 $(BUILD)/tests/diff/make-script: $(call objs,tests/diff/*.c)
 $(BUILD)/tests/badimages/make-bad: $(call objs,tests/badimages/*.c)
 $(LINKED_BINS):
-	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(call say,LINK)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 # T: a test (T=qcow2/040) or a group (T=qcow2); several are separated by spaces
 T ?=

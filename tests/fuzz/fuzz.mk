@@ -15,29 +15,37 @@ FUZZ_CC ?= clang
 
 $(BUILD)/fuzz-replay/%.o: %.c | have-libraries
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(REPLAY_FLAGS) -MMD -MP -c -o $@ $<
+	$(call say,CC)
+	$(Q)$(CC) $(CPPFLAGS) $(REPLAY_FLAGS) -MMD -MP -c -o $@ $<
 $(BUILD)/fuzz-replay/%.o: %.S | have-libraries
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(REPLAY_FLAGS) -MMD -MP -c -o $@ $<
+	$(call say,CC)
+	$(Q)$(CC) $(CPPFLAGS) $(REPLAY_FLAGS) -MMD -MP -c -o $@ $<
 $(BUILD)/fuzz-replay/engine.a: $(call fuzz_objs,fuzz-replay)
-	@rm -f $@
-	$(AR) rcs $@ $^
+	$(call say,AR)
+	$(Q)rm -f $@
+	$(Q)$(AR) rcs $@ $^
 $(REPLAY_BINS): $(BUILD)/fuzz-replay/%: $(BUILD)/fuzz-replay/tests/fuzz/fuzz_%.o \
 		$(BUILD)/fuzz-replay/tests/fuzz/main.o $(BUILD)/fuzz-replay/engine.a
-	$(CC) $(REPLAY_FLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(call say,LINK)
+	$(Q)$(CC) $(REPLAY_FLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 $(BUILD)/fuzz/%.o: %.c | have-libraries
 	@mkdir -p $(@D)
-	$(FUZZ_CC) $(CPPFLAGS) $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link -MMD -MP -c -o $@ $<
+	$(call say,CC)
+	$(Q)$(FUZZ_CC) $(CPPFLAGS) $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link -MMD -MP -c -o $@ $<
 $(BUILD)/fuzz/%.o: %.S | have-libraries
 	@mkdir -p $(@D)
-	$(FUZZ_CC) $(CPPFLAGS) $(FUZZ_FLAGS) -MMD -MP -c -o $@ $<
+	$(call say,CC)
+	$(Q)$(FUZZ_CC) $(CPPFLAGS) $(FUZZ_FLAGS) -MMD -MP -c -o $@ $<
 $(BUILD)/fuzz/engine.a: $(call fuzz_objs,fuzz)
-	@rm -f $@
-	$(AR) rcs $@ $^
+	$(call say,AR)
+	$(Q)rm -f $@
+	$(Q)$(AR) rcs $@ $^
 $(FUZZ_BINS): $(BUILD)/fuzz/%: $(BUILD)/fuzz/tests/fuzz/fuzz_%.o $(BUILD)/fuzz/tests/fuzz/mutate.o \
 		$(BUILD)/fuzz/engine.a
-	$(FUZZ_CC) $(FUZZ_FLAGS) -fsanitize=fuzzer $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(call say,LINK)
+	$(Q)$(FUZZ_CC) $(FUZZ_FLAGS) -fsanitize=fuzzer $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 .PHONY: fuzz
 fuzz: ## fuzz the engine for SECONDS=60 on all targets together (clang); what crashes is in build/fuzz/crashes

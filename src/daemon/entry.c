@@ -324,7 +324,7 @@ static int entry_read(struct entry *e, const struct statedir *dir, const char *n
 			return -ENOENT;
 		if (e->supervisor.pid && process_alive(&e->supervisor))
 			e->state = ENTRY_RECOVERING;
-		else if (e->recovery && e->id >= 0)
+		else if (e->recovery && e->id >= 0 && process_of_this_boot(&e->process))
 			e->state = ENTRY_QUIESCED;
 		else
 			e->state = ENTRY_DEAD;

@@ -74,6 +74,14 @@ int process_self(struct process *out)
 	return text_read("/proc/sys/kernel/random/boot_id", out->boot_id, sizeof(out->boot_id));
 }
 
+bool process_of_this_boot(const struct process *p)
+{
+	char boot_id[BOOT_ID_MAX];
+
+	return text_read("/proc/sys/kernel/random/boot_id", boot_id, sizeof(boot_id)) == 0 &&
+	       strcmp(boot_id, p->boot_id) == 0;
+}
+
 int process_open(const struct process *p)
 {
 	char boot_id[BOOT_ID_MAX];

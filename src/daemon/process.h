@@ -30,6 +30,8 @@ int process_self(struct process *out) must_check;
  */
 int process_open(const struct process *p) must_check;
 bool process_alive(const struct process *p);
+/* Whether the machine has been up since. */
+bool process_of_this_boot(const struct process *p);
 
 /* Waits until the process behind @pidfd is gone; -ETIMEDOUT. */
 int process_wait(int pidfd, int timeout_ms) must_check;

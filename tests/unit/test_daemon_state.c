@@ -76,6 +76,11 @@ static void entry_make(struct entry *e)
 	e->read_only = true;
 	e->direct = true;
 	e->started = 1234567890123;
+	e->recovery = true;
+	e->cache_size_bytes = 123456;
+	e->writeback_delay_ms = 789;
+	e->supervisor = e->process;
+	e->supervisor.start_ticks++;
 }
 
 static void list_one(struct entry *out)
@@ -120,12 +125,22 @@ static void test_entry_dead(void **state)
 	struct entry e, got;
 	struct error err = {0};
 
-	/* The same number, another start. */
+	/* The same number, another start: with recovery the device waits, without it is of no use. */
 	entry_make(&e);
 	e.process.start_ticks++;
 	assert_int_equal(entry_write(&e, &dir, &err), 0);
 	list_one(&got);
+	assert_int_equal(got.state, ENTRY_QUIESCED);
+	e.recovery = false;
+	assert_int_equal(entry_write(&e, &dir, &err), 0);
+	list_one(&got);
 	assert_int_equal(got.state, ENTRY_DEAD);
+	/* A supervisor that is there starts another one. */
+	e.recovery = true;
+	e.supervisor.start_ticks = e.process.start_ticks - 1;
+	assert_int_equal(entry_write(&e, &dir, &err), 0);
+	list_one(&got);
+	assert_int_equal(got.state, ENTRY_RECOVERING);
 	/* The same number and start, before the machine was started anew. */
 	entry_make(&e);
 	e.process.boot_id[0] ^= 1;

@@ -55,14 +55,14 @@ equal() {
 	diff <(printf '%s\n' "$1") <(printf '%s\n' "$2")
 }
 
-# eventually COMMAND...: within 10 s it is true.
+# eventually COMMAND...: within a minute (emulation is slow) it is true.
 eventually() {
 	local n
-	for ((n = 0; n < 200; n++)); do
+	for ((n = 0; n < 1200; n++)); do
 		"$@" && return 0
 		sleep 0.05
 	done
-	fail "not within 10 s: $*"
+	fail "not within a minute: $*"
 	return 1
 }
 

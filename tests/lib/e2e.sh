@@ -141,8 +141,8 @@ not_running() { [[ ! -d /proc/$1 ]] || grep -q '^State:.Z' "/proc/$1/status" 2>/
 
 # Writes to $device in the background until the device fails; stop_load waits for that and asserts it.
 start_load() {
-	timeout 60 fio --name=load --filename="$device" --direct=1 --ioengine=io_uring --iodepth=32 \
-		--rw=randwrite --bs=4k --size=256M --time_based --runtime=50 --eta=never >load.out 2>&1 &
+	timeout 320 fio --name=load --filename="$device" --direct=1 --ioengine=io_uring --iodepth=32 \
+		--rw=randwrite --bs=4k --size=256M --time_based --runtime=300 --eta=never >load.out 2>&1 &
 	load=$!
 	sectors_before=$(sectors_written)
 	wait_for 30 load_is_going || fail "fio does not get going"

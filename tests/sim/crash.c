@@ -97,7 +97,7 @@ static void on_submit(struct crash *c, const struct sim_op *op)
 	if (!sim_op_mutates(op))
 		return;
 	cop = arena_alloc(&c->arena, sizeof(*cop));
-	*cop = (struct crash_op){.op = op};
+	*cop = (struct crash_op){.op = op, .doubt = SIM_NEVER};
 	vec_push(&c->ops, cop);
 	for (uint64_t i = 0; i < op->sectors; i++) {
 		const uint8_t *value = op->data ? op->data[i] : sim_zero_sector;
@@ -111,12 +111,30 @@ static void on_submit(struct crash *c, const struct sim_op *op)
 		chain_add(&f->length, (struct crash_entry){cop, NULL, end, SIM_NEVER});
 }
 
+/* Whether @op makes what was before it durable, if it succeeds. */
+static bool op_syncs(const struct sim_op *op)
+{
+	return op->op == STORAGE_SYNC || (op->op == STORAGE_WRITE && op->flags & STORAGE_DSYNC);
+}
+
+static void on_sync_failed(struct crash *c, const struct sim_op *sync)
+{
+	for (size_t i = 0; i < c->ops.n; i++) {
+		struct crash_op *cop = c->ops.at[i];
+
+		if (cop->op->file == sync->file)
+			cop->doubt = min_of(cop->doubt, c->time);
+	}
+}
+
 static void on_land(struct crash *c, const struct sim_op *op)
 {
 	struct crash_file *f = &c->files[op->file];
 	struct crash_op *cop;
 	ssize_t at;
 
+	if (op_syncs(op) && !op->killed && op->ret)
+		on_sync_failed(c, op);
 	if (!sim_op_mutates(op))
 		return;
 	cop = op_find(c, op);
@@ -200,11 +218,8 @@ static void on_sync_done(struct crash *c, const struct sim_op *sync)
 	for (size_t i = 0; i < c->ops.n; i++) {
 		struct crash_op *cop = c->ops.at[i];
 
-		if (cop->op->file != sync->file)
-			continue;
-		if (sync->ret)
-			cop->in_doubt = true;
-		else if (!cop->in_doubt && cop->op->done < sync->submit)
+		if (cop->op->file == sync->file && cop->op->done < sync->submit &&
+		    cop->doubt > sync->land)
 			vec_push(&fold, cop);
 	}
 	if (fold.n)
@@ -216,16 +231,13 @@ static void on_sync_done(struct crash *c, const struct sim_op *sync)
 
 static void on_done(struct crash *c, const struct sim_op *op)
 {
-	bool dsync = op->op == STORAGE_WRITE && op->flags & STORAGE_DSYNC;
 	struct crash_op *cop;
 
-	if (op->killed) {
-		; /* a sync that nobody was told of proves nothing */
-	} else if (op->op == STORAGE_SYNC || (dsync && op->ret)) {
-		on_sync_done(c, op);
-	} else if (dsync) {
-		cop = op_find(c, op);
-		if (cop && !cop->in_doubt)
+	/* one that nobody was told of proves nothing */
+	if (op_syncs(op) && !op->killed && !op->ret) {
+		if (op->op == STORAGE_SYNC)
+			on_sync_done(c, op);
+		else if ((cop = op_find(c, op)) && cop->doubt > op->land)
 			op_fold(c, cop);
 	}
 	ops_sweep(c);

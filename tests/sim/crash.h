@@ -15,11 +15,11 @@
  *    unless it is in doubt; of an operation that failed, what has landed;
  *  - a WRITE with STORAGE_DSYNC, also when it completes with 0 itself (and the length that it gave
  *    the file).
- * A SYNC (or a DSYNC write) that completes with an error puts in doubt every operation on its file
- * that was submitted until then and is not durable: such an operation never becomes durable, it
- * stays among the possible values until a later durable write covers it. An operation that failed
- * itself is in doubt from the start. A value is dropped from the chain only by a durable one that
- * landed later.
+ * A SYNC (or a DSYNC write) that fails puts in doubt, when it lands, every operation on its file
+ * that was submitted until then and is not durable: no sync that lands later makes it durable, also
+ * one that was under way at the same time and succeeds (the kernel tells one of the two only). It
+ * stays among the possible values until a later durable write covers it: a value is dropped from the
+ * chain only by a durable one that landed later.
  *
  * What a killed process had submitted and was not told of counts as completed when it was killed,
  * by as much of it as has landed: a sync of the next process covers it.
@@ -35,8 +35,8 @@
 struct crash_op {
 	const struct sim_op *op;
 	uint64_t entries; /* in how many chains it is; 0: of no more consequence */
-	bool in_doubt;
-	uint8_t percent; /* for crash_state_random(): the chance of each of its sectors to be there
+	uint64_t doubt;	  /* when a failed sync put it in doubt; SIM_NEVER: none has */
+	uint8_t percent;  /* for crash_state_random(): the chance of each of its sectors to be there
 			  */
 };
 

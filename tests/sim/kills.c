@@ -32,12 +32,6 @@ static void fault_soon(struct run *r, struct rng *rng, unsigned kinds, unsigned 
 		.kinds = kinds, .first = first, .last = first + rng_below(rng, 4), .error = -EIO};
 }
 
-/* After a failed sync, what changes the map goes on only as long as there is room for it. */
-static bool roomy(const struct run *r)
-{
-	return !r->cfg.open.cache_size_bytes && r->cfg.log_bytes >= MiB;
-}
-
 static void kill_and_recover(struct run *r, struct rng *rng)
 {
 	uint64_t steps = rng_range(rng, 1, (uint64_t)1 << rng_range(rng, 3, 12));
@@ -58,7 +52,7 @@ static void kill_and_recover(struct run *r, struct rng *rng)
 			break;
 		r->disk->fault = (struct sim_fault){0};
 	}
-	if (r->unservable && !r->failed && roomy(r))
+	if (r->unservable && !r->failed && run_roomy(r))
 		run_fail(r, "the image cannot be recovered after a failed sync");
 	if (r->failed || r->unservable)
 		return;
@@ -71,7 +65,7 @@ static void kill_and_recover(struct run *r, struct rng *rng)
 static void check_request(struct run *r, struct slot *s)
 {
 	bool may_fail = s->req.op == BLK_FLUSH || s->req.flags & BLK_FUA ||
-			(s->req.op != BLK_READ && !roomy(r));
+			(s->req.op != BLK_READ && !run_roomy(r));
 
 	if (s->ret && s->ret != -EIO)
 		run_fail(r, "op %u failed with %d (%s)", s->number, s->ret, strerror(-s->ret));

@@ -157,6 +157,15 @@ static inline uint64_t run_unit(const struct run *r)
 	return r->cfg.block_bytes / SECTOR_BYTES;
 }
 
+/*
+ * After a failed sync nothing is written back, so I/O that needs the map goes on only as long as there
+ * is room for it. Whether there always is.
+ */
+static inline bool run_roomy(const struct run *r)
+{
+	return !r->cfg.open.cache_size_bytes && (!r->cfg.log_bytes || r->cfg.log_bytes >= 1 << 20);
+}
+
 /* Marks the run as failed, with a message; the first one stays. */
 __attribute__((format(printf, 2, 3))) void run_fail(struct run *r, const char *fmt, ...);
 

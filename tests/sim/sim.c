@@ -93,7 +93,7 @@ static bool run_any(struct run *r, struct run_config *cfg, const struct options 
 		return kills_whole(r, cfg, o->mutant);
 	if (o->fault.mode == FAULT_NONE)
 		return run_whole(r, cfg, NULL, o->mutant);
-	cfg->requests = min_of(cfg->requests, FAULT_MAX_REQUESTS);
+	cfg->requests = min_of(cfg->requests, faults_requests(cfg->profile));
 	return faults_whole(r, cfg, &o->fault, o->mutant);
 }
 

@@ -268,7 +268,7 @@ static int extend_file(struct qcow2_image *img, uint64_t end_bytes)
 		return -ENOSPC;
 	/* a quarter more, so that small files do not grow by the whole step */
 	to = align_up(end_bytes + min_of(EXTEND_STEP_BYTES, end_bytes / 4),
-		      max_of(img->cluster_bytes, 4096u));
+		      max_of(img->cluster_bytes, FILE_BLOCK_BYTES));
 	/* Writes through entries of a broken image may have made it longer: never cut them off. */
 	if (img->st->size_bytes > img->extended_bytes)
 		img->foreign_bytes = img->st->size_bytes;

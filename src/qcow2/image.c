@@ -72,6 +72,43 @@ int image_write_zeros(struct qcow2_image *img, uint64_t hoff, uint64_t len_bytes
 	return ret;
 }
 
+/* Clears the autoclear bits, durably (rule 7). */
+static int clear_autoclear(struct qcow2_image *img)
+{
+	int ret;
+
+	if (!img->hdr.autoclear)
+		return 0;
+	ret = qcow2_header_set_features(img->st, &img->hdr, img->hdr.incompatible,
+					img->hdr.compatible, 0);
+	return ret ? ret : writeback_sync(img);
+}
+
+/*
+ * Whether the file ends inside a block of its file system. Extending such a file zeroes the rest of that
+ * block in the page cache (ext4 does not wait for direct writes first), and a direct write to the block
+ * that is in flight then collides with it: the next sync fails, and either may be lost.
+ */
+static bool end_is_ragged(const struct qcow2_image *img)
+{
+	return img->st->direct && !img->st->fixed_size &&
+	       !is_aligned(img->st->size_bytes, FILE_BLOCK_BYTES);
+}
+
+/* While nothing is in flight yet; what is not used is cut off again on close. */
+static int even_out_end(struct qcow2_image *img)
+{
+	uint64_t to = align_up(img->st->size_bytes, FILE_BLOCK_BYTES);
+	int ret;
+
+	if (!end_is_ragged(img))
+		return 0;
+	ret = storage_truncate(img->st, to);
+	if (!ret)
+		img->extended_bytes = to;
+	return ret;
+}
+
 int image_first_write(void *arg)
 {
 	struct qcow2_image *img = arg;
@@ -79,10 +116,9 @@ int image_first_write(void *arg)
 
 	co_lock(&img->first_write_lock);
 	if (img->first_write_pending) {
-		ret = qcow2_header_set_features(img->st, &img->hdr, img->hdr.incompatible,
-						img->hdr.compatible, 0);
+		ret = even_out_end(img);
 		if (!ret)
-			ret = writeback_sync(img);
+			ret = clear_autoclear(img);
 		if (!ret)
 			img->first_write_pending = false;
 	}
@@ -401,7 +437,7 @@ int qcow2_open(struct qcow2_image **out, struct storage *storage, const struct q
 		image_free(img);
 		return ret;
 	}
-	if (img->hdr.autoclear && !img->read_only) {
+	if ((img->hdr.autoclear || end_is_ragged(img)) && !img->read_only) {
 		img->first_write_pending = true;
 		if (img->hdr.autoclear & QCOW2_AUTOCLEAR_BITMAPS)
 			log_warn("%s: the image has dirty bitmaps, which are not kept up to date: the "

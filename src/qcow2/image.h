@@ -67,6 +67,9 @@ struct table {
 
 #define QUEUES_MAX 128
 
+/* What a file is extended in multiples of: no file system has larger blocks here than pages. */
+#define FILE_BLOCK_BYTES 4096u
+
 struct qcow2_image {
 	struct storage *st;
 	struct qcow2_header hdr;
@@ -121,7 +124,7 @@ struct qcow2_image {
 	struct reclog reclog;
 	struct writeback wb;
 
-	/* rule 7: autoclear bits are cleared before the first write */
+	/* rule 7: autoclear bits are cleared before the first write; and the file's end is evened out */
 	_Atomic bool first_write_pending;
 	struct co_mutex first_write_lock;
 

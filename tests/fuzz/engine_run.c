@@ -18,6 +18,28 @@
 
 #define STEPS_MAX 2000000 /* between a start and its completion */
 
+/* Kept from one input to the next: making stacks is what would take most of the time. */
+static struct loop *the_loop;
+static uint8_t *the_bufs[ENGINE_DEPTH];
+
+static void make_once(void)
+{
+	struct loop_params params = {
+		.name = "fuzz",
+		.coroutines = ENGINE_DEPTH + QCOW2_EXTRA_COROUTINES,
+		.ringless = true,
+	};
+	struct error err = {0};
+
+	if (the_loop)
+		return;
+	assert(loop_create(&the_loop, &params, &err) == 0);
+	for (unsigned i = 0; i < ENGINE_DEPTH; i++) {
+		the_bufs[i] = aligned_alloc(4096, ENGINE_LEN_MAX);
+		assert(the_bufs[i]);
+	}
+}
+
 struct slot {
 	struct engine *engine;
 	struct blk_request req;
@@ -148,11 +170,6 @@ struct engine *engine_open(const uint8_t *data, size_t size, bool read_only, uin
 		.max_inflight = ENGINE_DEPTH,
 		.cache_size_bytes = seed & 1 ? 4096 : 0,
 	};
-	struct loop_params params = {
-		.name = "fuzz",
-		.coroutines = ENGINE_DEPTH + QCOW2_EXTRA_COROUTINES,
-		.ringless = true,
-	};
 	struct engine *e = calloc(1, sizeof(*e));
 	size_t priv_bytes = align_up(qcow2_request_bytes(), 64);
 	struct error err = {0};
@@ -166,7 +183,8 @@ struct engine *engine_open(const uint8_t *data, size_t size, bool read_only, uin
 		free(e);
 		return NULL;
 	}
-	assert(loop_create(&e->loop, &params, &err) == 0);
+	make_once();
+	e->loop = the_loop;
 	assert(qcow2_set_metadata_loop(e->img, e->loop, &err) == 0);
 	assert(qcow2_queue_create(&e->queue, e->img, e->loop, &err) == 0);
 	e->privs = aligned_alloc(64, priv_bytes * ENGINE_DEPTH);
@@ -174,8 +192,7 @@ struct engine *engine_open(const uint8_t *data, size_t size, bool read_only, uin
 	for (unsigned i = 0; i < ENGINE_DEPTH; i++) {
 		e->slots[i].engine = e;
 		e->slots[i].req.priv = (uint8_t *)e->privs + i * priv_bytes;
-		e->slots[i].buf = aligned_alloc(4096, ENGINE_LEN_MAX);
-		assert(e->slots[i].buf);
+		e->slots[i].buf = the_bufs[i];
 	}
 	return e;
 }
@@ -208,11 +225,8 @@ void engine_close(struct engine *e)
 	run_until(e, is_detached);
 	while (step(e))
 		;
-	loop_destroy(e->loop);
 	ret = qcow2_close(e->img, &err); /* a broken image may not be writable */
 	assert(ret <= 0);
-	for (unsigned i = 0; i < ENGINE_DEPTH; i++)
-		free(e->slots[i].buf);
 	free(e->privs);
 	free(e);
 }

@@ -141,7 +141,7 @@ not_running() { [[ ! -d /proc/$1 ]] || grep -q '^State:.Z' "/proc/$1/status" 2>/
 
 # Writes to $device in the background until the device fails; stop_load waits for that and asserts it.
 start_load() {
-	timeout 320 fio --name=load --filename="$device" --direct=1 --ioengine=io_uring --iodepth=32 \
+	timeout 320 fio --name=load --filename="$device" --allow_file_create=0 --direct=1 --ioengine=io_uring --iodepth=32 \
 		--rw=randwrite --bs=4k --size=256M --time_based --runtime=300 --eta=never >load.out 2>&1 &
 	load=$!
 	sectors_before=$(sectors_written)

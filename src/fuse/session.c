@@ -74,7 +74,7 @@ enum {
 	SMALL_REPLY_BYTES = PAGE_BYTES - REQUEST_HEAD_BYTES,
 	PAYLOAD_MIN = 128 << 10,
 	PAYLOAD_MAX = 1 << 20,	 /* what libfuse and the kernel's default allow */
-	MEMORY_BYTES = 64 << 20, /* of all slots' payloads; many slots get smaller ones */
+	MEMORY_BYTES = 32 << 20, /* of all slots' payloads; many slots get smaller ones */
 	READS = 4,		 /* in flight at once */
 	ATTR_SECONDS = 1,
 };

@@ -12,7 +12,7 @@
  *
  * --trace FILE writes what the target is asked to do, one line each, in order: a request when it is
  * submitted ("WRITE OFFSET LENGTH FLAGS"), and "done WRITE OFFSET LENGTH RESULT" when it completes.
- * --cycles N starts and stops it N times and fails if descriptors were left open.
+ * --fail-start: the target's queue fails to start. --cycles N starts and stops it N times and fails if descriptors were left open.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -62,10 +62,14 @@ static struct wrap *wrap_of(struct target *t)
 	return container_of(t, struct wrap, target);
 }
 
+static bool fail_start;
+
 static int wrap_queue_start(struct target *t, unsigned queue, struct loop *loop, struct error *err)
 {
 	struct target *inner = wrap_of(t)->inner;
 
+	if (fail_start)
+		return error_set(err, -ENXIO, "this queue does not start");
 	return inner->ops->queue_start ? inner->ops->queue_start(inner, queue, loop, err) : 0;
 }
 
@@ -245,6 +249,7 @@ static void settings_read(struct settings *set, int argc, char **argv)
 		{"cycles", required_argument, NULL, 'c'},
 		{"orphans", required_argument, NULL, 'o'},
 		{"remove", required_argument, NULL, 'x'},
+		{"fail-start", no_argument, NULL, 'f'},
 		{"debug", no_argument, NULL, 'g'},
 		{NULL, 0, NULL, 0},
 	};
@@ -293,6 +298,10 @@ static void settings_read(struct settings *set, int argc, char **argv)
 			break;
 		case 'x':
 			set->remove = atoi(optarg);
+			break;
+		case 'f':
+			fail_start = true;
+			set->trace = "/dev/null";
 			break;
 		case 'g':
 			log_open(false, "fuse-serve", LOG_LEVEL_DEBUG);

@@ -5,7 +5,7 @@
  *	ramdisk SIZE [QUEUES]
  *
  * prints the device's path and serves it until SIGINT or SIGTERM. Needs root. What is written is
- *gone when it ends.
+ * gone when it ends.
  *
  * The memory is a memfd: blocks that nobody has written take none, and what is discarded is given
  * back. It is read and written by system calls rather than mapped, because running out of memory is

@@ -3,17 +3,18 @@
  * check_internal.h: what the parts of the checker share.
  *
  *	check.c		the order of things; findings; memory
- *	check_read.c	tables from the file: one view of a small file, runs of tables of a large
- *one check_count.c	what refers to what: fills the computed counts check_compare.c	the refcount
- *blocks against the computed counts repair.c	writes: the order of a repair, and what is repaired
- *in place repair_rebuild.c	new refcount structures
+ *	check_read.c	tables from the file: one view of a small file, runs of tables of a large one
+ *	check_count.c	what refers to what: fills the computed counts
+ *	check_compare.c	the refcount blocks against the computed counts
+ *	repair.c	writes: the order of a repair, and what is repaired in place
+ *	repair_rebuild.c	new refcount structures
  *
  * Two figures exist for each host cluster, never mixed: its *refcount* is what the refcount blocks
- *say, its *count* is how many references the check found.
+ * say, its *count* is how many references the check found.
  *
  * Memory: a byte for each host cluster (more only where a count needs more), and a bit for "the
- *refcount is 1", which is all that the COPIED flags need to know. Both are charged against the
- *bound.
+ * refcount is 1", which is all that the COPIED flags need to know. Both are charged against the
+ * bound.
  */
 #ifndef QCOW2_CHECK_INTERNAL_H
 #define QCOW2_CHECK_INTERNAL_H

@@ -10,8 +10,8 @@
  * front to back, so that it is written in a few large aligned pieces whatever the cluster size is.
  *
  * Order: on a device what lies at the start is overwritten and synced first; then everything but
- *the header's magic; sync; then the first block again, now with the header; sync. A crash before
- *the last write leaves a file that is no qcow2 image.
+ * the header's magic; sync; then the first block again, now with the header; sync. A crash before
+ * the last write leaves a file that is no qcow2 image.
  */
 #include <errno.h>
 #include <inttypes.h>

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * loop.c: a raw file or a block device as it is, like losetup's: the yardstick for what a format
- *costs.
+ * costs.
  *
  * Offsets are passed through, so requests on any number of queues share nothing but the storage.
- *Each request is one storage_io that lives in its priv, and goes on from completion callbacks;
- *there is no coroutine. Most are done after one step. WRITE_ZEROES takes several where the storage
- *cannot do it as asked:
+ * Each request is one storage_io that lives in its priv, and goes on from completion callbacks;
+ * there is no coroutine. Most are done after one step. WRITE_ZEROES takes several where the storage
+ * cannot do it as asked:
  *
  *	punch a hole (unless BLK_NOUNMAP) -> zero the range -> write zeros, piece by piece
  *

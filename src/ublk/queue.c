@@ -4,7 +4,7 @@
  *
  * A queue is one thread with one loop. Its ring carries the driver's commands and the target's own
  * I/O. Each tag goes round: a FETCH waits in the driver until a request comes; the request is
- *handed to the target; its result goes back by COMMIT_AND_FETCH, which is at once the next fetch:
+ * handed to the target; its result goes back by COMMIT_AND_FETCH, which is at once the next fetch:
  *
  *	FETCHING --completion: OK--> SERVED --blk_request_complete()--> FETCHING
  *	    \--completion: error--> DEAD
@@ -13,9 +13,9 @@
  * it. The thread then only waits to be told: ublk_queue_stop() posts a message, and the loop ends
  * when nothing is served any more and all tags are dead. Some drivers forget a fetch that comes in
  * while they are stopping; after a moment of grace such a tag counts as dead, and the end of the
- *ring cancels it. Then, still on the thread, the target's queue is stopped, the ring destroyed, and
- *the memory given back. That order keeps every buffer mapped for as long as the driver may copy to
- *it.
+ * ring cancels it. Then, still on the thread, the target's queue is stopped, the ring destroyed, and
+ * the memory given back. That order keeps every buffer mapped for as long as the driver may copy to
+ * it.
  *
  * Invariants:
  *  1. served + dead + (tags FETCHING) = depth.
@@ -27,15 +27,15 @@
  *     uncommitted, and fails when the ring goes.
  *
  * If a request does not come back from the target, the queue is abandoned. What matters then is
- *that the char device can be closed: the driver fails the request when that happens, and until then
- *whoever waits for it hangs, among them this process if it is to end while its own STOP_DEV waits
- *(the kernel lets a process's io_uring commands finish before it closes its files). The thread
- *unregisters the device, unmaps the descriptors and ends, which cancels its fetches; the loop, the
- *coroutines and the buffers stay as they are, since I/O of the target's may still be under way.
- *Where not even the thread answers, the main thread takes the same references away from it.
+ * that the char device can be closed: the driver fails the request when that happens, and until then
+ * whoever waits for it hangs, among them this process if it is to end while its own STOP_DEV waits
+ * (the kernel lets a process's io_uring commands finish before it closes its files). The thread
+ * unregisters the device, unmaps the descriptors and ends, which cancels its fetches; the loop, the
+ * coroutines and the buffers stay as they are, since I/O of the target's may still be under way.
+ * Where not even the thread answers, the main thread takes the same references away from it.
  *
  * A ring that fails (loop_run() returns an error) counts as a queue that ended unasked: the front
- *end is told through gone_fd, and this thread waits for ublk_queue_stop() as usual.
+ * end is told through gone_fd, and this thread waits for ublk_queue_stop() as usual.
  */
 #include "ublk/queue.h"
 

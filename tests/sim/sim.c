@@ -3,12 +3,14 @@
  * sim.c: the simulation's program.
  *
  *   sim explore [--profile P] [--seed N] [--states N] [--seconds N]
- *       runs of the engine from seed N on, and the crash states of each, until a number of states
- * or seconds is reached (at least one run) sim replay PROFILE SEED TIME WORD    one crash state, as
- * a failure's report names it sim run PROFILE SEED                 one run alone, with what was
- * done to the disk sim faults [--seed N] [--runs N] [--seconds N] errors at every I/O in turn
- * (faults.c) sim memory                           allocations that fail, and that there are none
- * (faults.c) sim mutants [--states N]             every rule broken on purpose is found out
+ *       runs of the engine from seed N on, and the crash states of each, until a number of states or
+ *       seconds is reached (at least one run)
+ *   sim replay PROFILE SEED TIME WORD    one crash state, as a failure's report names it
+ *   sim run PROFILE SEED                 one run alone, with what was done to the disk
+ *   sim faults [--seed N] [--runs N] [--seconds N]
+ *                                        errors at every I/O in turn (faults.c)
+ *   sim memory                           allocations that fail, and that there are none (faults.c)
+ *   sim mutants [--states N]             every rule broken on purpose is found out
  *
  * --mutant NAME breaks one rule in any of them, --fault MODE:INDEX injects an error in run and
  * replay. Mutants are compiled into sim-mutants only. Status: 0, 1 (something is wrong), 2 (usage).

@@ -6,8 +6,8 @@
  *	ublk-serve [-r] [-b] [-q QUEUES] [-d DEPTH] [-i ID] [-s SIZE_BYTES] TARGET [PATH]
  *
  * -r read only, -b through the page cache. Prints the device's path when it is usable; ends at
- *SIGTERM or when the device is gone, whether it is in use or not. Exit status 0; 1 if something
- *failed, also the last flush; 2 usage. And for looking at what others serve:
+ * SIGTERM or when the device is gone, whether it is in use or not. Exit status 0; 1 if something
+ * failed, also the last flush; 2 usage. And for looking at what others serve:
  *
  *	ublk-serve list			each device: ID STATE QUEUES DEPTH PID served|orphan
  *	ublk-serve del ID		prints "lingers" if somebody still has it open

@@ -18,7 +18,7 @@
  *	start-dies	the thread of the last queue ends in queue_start
  *
  * Prints the device's path, then serves as ublkdev_run() does. At the end it prints what the
- *library has called: "open O start S stop T close C", and each queue that had requests.
+ * library has called: "open O start S stop T close C", and each queue that had requests.
  */
 #include <errno.h>
 #include <pthread.h>

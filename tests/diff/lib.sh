@@ -66,8 +66,19 @@ run_ours() {
 	timeout "$STEP_TIMEOUT" "$QCOW2_IO" --shadow "$shadow" "$@" "$image" <"$script" \
 		>"$diff_dir/out.ours" 2>&1
 	status=$?
+	sed -i '/^ublk-qcow2: .*: recovered: /d' "$diff_dir/out.ours"
 	[ $status -eq 0 ] && [ ! -s "$diff_dir/out.ours" ] ||
 		diff_fail "qcow2-io $* on ${image##*/} with ${script##*/}: exit status $status"
+}
+
+# After an abort: what the dead process had in its ring keeps the file, and so its locks, for a moment.
+wait_unlocked() {
+	local n
+	for ((n = 0; n < 200; n++)); do
+		qemu-img info -f qcow2 "$1" >/dev/null 2>&1 && return
+		sleep 0.05
+	done
+	diff_fail "${1##*/} stays locked"
 }
 
 run_qemu() {

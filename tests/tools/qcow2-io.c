@@ -412,6 +412,8 @@ static int do_sleep(struct io *io, int argc, char **argv)
 /* Ends at once, as if killed: nothing is flushed, nothing in flight is waited for. */
 static int do_abort(struct io *io, int argc, char **argv)
 {
+	if (argc == 2 && (!io->shadow || shadow_save(io->shadow, argv[1]) < 0))
+		io->failed = true;
 	fflush(stdout);
 	_exit(io->differed ? 3 : io->failed ? 1 : 0);
 }
@@ -441,6 +443,7 @@ static int do_reopen(struct io *io, int argc, char **argv)
 	drain(io);
 	ret = rig_close(io->rig, &err);
 	io->rig = NULL;
+	io->opts.recover = false; /* the log is empty after a close */
 	if (ret < 0) {
 		fprintf(stderr, "qcow2-io: %s: close: %s\n", io->path, error_text(&err, ret));
 		return ret;
@@ -534,6 +537,7 @@ static const char usage_text[] =
 	"  -r, --read-only      -t, --direct           -n, --no-lock\n"
 	"  -q, --queues N       -d, --depth N          -C, --cache-size BYTES\n"
 	"  -w, --writeback-delay MS\n"
+	"  -l, --log FILE       the recovery log       -R, --recover   from the log\n"
 	"  -S, --shadow FILE    compare every read with a copy in memory that starts as the raw\n"
 	"                       FILE's contents, or as zeros (--shadow zero)\n"
 	"\n"
@@ -543,7 +547,8 @@ static const char usage_text[] =
 	"          flush, aio_flush_req    a FLUSH request\n"
 	"          aio_flush               wait for all aio_ requests\n"
 	"          dump FILE, readall      read every byte, into a raw file or to nowhere\n"
-	"          reopen, abort, sleep MS, length\n"
+	"          reopen, sleep MS, length\n"
+	"          abort [FILE]            end as if killed; what --shadow can take goes to FILE\n"
 	"          forget OFFSET LENGTH    the shadow does not know what is there\n"
 	"          fail ERRNO COMMAND      the command must fail so\n"
 	"          try COMMAND             the command may fail with EIO\n";
@@ -557,6 +562,8 @@ static const struct option long_options[] = {
 	{"cache-size", required_argument, NULL, 'C'},
 	{"writeback-delay", required_argument, NULL, 'w'},
 	{"shadow", required_argument, NULL, 'S'},
+	{"log", required_argument, NULL, 'l'},
+	{"recover", no_argument, NULL, 'R'},
 	{"help", no_argument, NULL, 'h'},
 	{0},
 };
@@ -568,7 +575,7 @@ static int parse_options(struct io *io, int argc, char **argv, char **lines, uns
 	uint64_t value = 0;
 	int opt;
 
-	while ((opt = getopt_long(argc, argv, "rtnq:d:C:w:S:c:h", long_options, NULL)) != -1) {
+	while ((opt = getopt_long(argc, argv, "rtnRq:d:C:w:S:l:c:h", long_options, NULL)) != -1) {
 		if (strchr("qdCw", opt) && parse_size(optarg, &value) < 0)
 			return -EINVAL;
 		switch (opt) {
@@ -580,6 +587,8 @@ static int parse_options(struct io *io, int argc, char **argv, char **lines, uns
 		case 'C': io->opts.cache_size_bytes = value; break;
 		case 'w': io->opts.writeback_delay_ms = value; break;
 		case 'S': io->shadow_path = optarg; break;
+		case 'l': io->opts.log_path = optarg; break;
+		case 'R': io->opts.recover = true; break;
 		case 'c':
 			if (*count == COMMANDS_MAX)
 				return -E2BIG;

@@ -14,9 +14,12 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/math.h"
 #include "qcow2.h"
@@ -26,6 +29,8 @@
 #define RIG_QUEUES_MAX 16
 #define RIG_DEPTH_MAX  1024
 #define RIG_SECTOR_BYTES 512
+#define RIG_CLAIM_MS	 10000
+#define RIG_IDENTITY	 "qcow2-io, for any image"
 
 struct rig_queue {
 	struct rig *rig;
@@ -53,6 +58,7 @@ struct rig {
 	unsigned answers;	      /* mutex: threads that have said what they were to say */
 
 	struct co_task detach_task;
+	void *log;
 };
 
 static void answer(struct rig *rig)
@@ -91,8 +97,7 @@ static void *queue_thread(void *arg)
 
 static void request_complete(struct blk_request *blk, int ret)
 {
-	struct rig_request *req =
-		(struct rig_request *)((char *)blk - offsetof(struct rig_request, blk));
+	struct rig_request *req = container_of(blk, struct rig_request, blk);
 	struct rig *rig = req->queue->rig;
 
 	assert(loop_self() == req->queue->loop);
@@ -108,8 +113,7 @@ static void request_complete(struct blk_request *blk, int ret)
 
 static void request_start(struct loop_msg *msg)
 {
-	struct rig_request *req =
-		(struct rig_request *)((char *)msg - offsetof(struct rig_request, msg));
+	struct rig_request *req = container_of(msg, struct rig_request, msg);
 
 	qcow2_submit(req->queue->queue, &req->blk);
 }
@@ -230,8 +234,7 @@ static int start_threads(struct rig *rig, struct error *err)
 
 static void queue_stop_run(struct co_task *task)
 {
-	struct rig_queue *q =
-		(struct rig_queue *)((char *)task - offsetof(struct rig_queue, stop_task));
+	struct rig_queue *q = container_of(task, struct rig_queue, stop_task);
 
 	qcow2_queue_destroy(q->queue);
 	answer(q->rig);
@@ -239,8 +242,7 @@ static void queue_stop_run(struct co_task *task)
 
 static void queue_stop(struct loop_msg *msg)
 {
-	struct rig_queue *q =
-		(struct rig_queue *)((char *)msg - offsetof(struct rig_queue, stop_msg));
+	struct rig_queue *q = container_of(msg, struct rig_queue, stop_msg);
 
 	q->stop_task.fn = queue_stop_run;
 	loop_spawn(q->loop, &q->stop_task);
@@ -248,7 +250,7 @@ static void queue_stop(struct loop_msg *msg)
 
 static void detach_run(struct co_task *task)
 {
-	struct rig *rig = (struct rig *)((char *)task - offsetof(struct rig, detach_task));
+	struct rig *rig = container_of(task, struct rig, detach_task);
 
 	qcow2_detach_loop(rig->img);
 	answer(rig);
@@ -256,8 +258,7 @@ static void detach_run(struct co_task *task)
 
 static void detach_start(struct loop_msg *msg)
 {
-	struct rig_queue *q =
-		(struct rig_queue *)((char *)msg - offsetof(struct rig_queue, stop_msg));
+	struct rig_queue *q = container_of(msg, struct rig_queue, stop_msg);
 
 	q->rig->detach_task.fn = detach_run;
 	loop_spawn(q->loop, &q->rig->detach_task);
@@ -308,9 +309,30 @@ int rig_close(struct rig *rig, struct error *err)
 	}
 	if (rig->img)
 		ret = qcow2_close(rig->img, err);
+	if (rig->log)
+		munmap(rig->log, QCOW2_LOG_BYTES);
 	pthread_mutex_destroy(&rig->mutex);
 	pthread_cond_destroy(&rig->cond);
 	free(rig);
+	return ret;
+}
+
+/* The log is a file, so that it outlives the process. */
+static int map_log(struct rig *rig, const char *path, struct error *err)
+{
+	int ret = 0, fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+
+	if (fd < 0 || ftruncate(fd, QCOW2_LOG_BYTES) < 0)
+		ret = error_set(err, -errno, "%s: %s", path, strerror(errno));
+	if (ret == 0) {
+		rig->log = mmap(NULL, QCOW2_LOG_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+		if (rig->log == MAP_FAILED) {
+			rig->log = NULL;
+			ret = error_set(err, -errno, "%s: cannot be mapped", path);
+		}
+	}
+	if (fd >= 0)
+		close(fd);
 	return ret;
 }
 
@@ -327,6 +349,10 @@ static int open_image(struct rig *rig, const char *path, const struct rig_option
 		.max_inflight = opts->depth * opts->queues,
 		.writeback_delay_ms = opts->writeback_delay_ms,
 		.no_lock = opts->no_lock,
+		.claim_timeout_ms = RIG_CLAIM_MS,
+		.log_identity = RIG_IDENTITY,
+		.log_identity_bytes = sizeof(RIG_IDENTITY),
+		.log_recover = opts->recover,
 	};
 	struct storage *st;
 	int ret = storage_file_open(&st, path, &file_opts, err);
@@ -339,7 +365,12 @@ static int open_image(struct rig *rig, const char *path, const struct rig_option
 	}
 	if (ret < 0)
 		return ret;
-	ret = qcow2_open(&rig->img, st, &img_opts, err);
+	if (opts->log_path)
+		ret = map_log(rig, opts->log_path, err);
+	img_opts.log_base = rig->log;
+	img_opts.log_bytes = rig->log ? QCOW2_LOG_BYTES : 0;
+	if (ret == 0)
+		ret = qcow2_open(&rig->img, st, &img_opts, err);
 	if (ret < 0) {
 		rig->img = NULL;
 		storage_close(st);

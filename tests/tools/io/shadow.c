@@ -9,6 +9,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -83,6 +84,56 @@ static int load_part(struct shadow *s, int fd, uint64_t offset, uint64_t end)
 	return 0;
 }
 
+/* One byte for each sector: 1 if it is not known. */
+static int load_unknown(struct shadow *s, const char *path)
+{
+	char name[4096];
+	FILE *f;
+	int c;
+
+	snprintf(name, sizeof(name), "%s.unknown", path);
+	f = fopen(name, "rb");
+	if (!f)
+		return errno == ENOENT ? 0 : -errno;
+	for (uint64_t i = 0; i < s->size_bytes / SECTOR && (c = fgetc(f)) != EOF; i++)
+		s->sectors[i].unknown = c;
+	fclose(f);
+	return 0;
+}
+
+static int save_unknown(const struct shadow *s, const char *path)
+{
+	char name[4096];
+	FILE *f;
+
+	snprintf(name, sizeof(name), "%s.unknown", path);
+	f = fopen(name, "wb");
+	if (!f)
+		return -errno;
+	for (uint64_t i = 0; i < s->size_bytes / SECTOR; i++)
+		fputc(s->sectors[i].unknown || s->sectors[i].writers, f);
+	return fclose(f) ? -EIO : 0;
+}
+
+int shadow_save(const struct shadow *s, const char *path)
+{
+	int ret = 0, fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+
+	if (fd < 0)
+		return -errno;
+	if (ftruncate(fd, (off_t)s->size_bytes) < 0)
+		ret = -errno;
+	for (uint64_t off = 0; ret == 0 && off < s->size_bytes; off += SECTOR) {
+		static const uint8_t zeros[SECTOR];
+
+		if (memcmp(s->data + off, zeros, SECTOR) &&
+		    pwrite(fd, s->data + off, SECTOR, (off_t)off) != SECTOR)
+			ret = -EIO;
+	}
+	close(fd);
+	return ret ? ret : save_unknown(s, path);
+}
+
 int shadow_load(struct shadow *s, const char *path)
 {
 	int ret = 0, fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -101,7 +152,7 @@ int shadow_load(struct shadow *s, const char *path)
 			ret = load_part(s, fd, start, end);
 	}
 	close(fd);
-	return ret;
+	return ret ? ret : load_unknown(s, path);
 }
 
 static void check_range(const struct shadow *s, uint64_t offset_bytes, uint64_t len_bytes)

@@ -20,8 +20,13 @@ struct shadow;
 /* All zeros; NULL if @size_bytes is above the bound or memory is short. */
 struct shadow *shadow_create(uint64_t size_bytes);
 void shadow_destroy(struct shadow *s); /* accepts NULL */
-/* Takes the contents from a raw file of at most the disk's size; 0 or -errno. */
+/*
+ * Takes the contents from a raw file of at most the disk's size, and what is not known of them from
+ * the file PATH.unknown, if there is one; 0 or -errno.
+ */
 int shadow_load(struct shadow *s, const char *path);
+/* Writes both. What is in flight is not known. */
+int shadow_save(const struct shadow *s, const char *path);
 
 /* @data NULL: zeros. */
 void shadow_write_begin(struct shadow *s, uint64_t offset_bytes, const void *data, uint64_t len_bytes);

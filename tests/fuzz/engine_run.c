@@ -45,6 +45,7 @@ struct slot {
 	struct blk_request req;
 	struct loop_msg msg;
 	bool busy;
+	int ret;
 	uint8_t *buf;
 };
 
@@ -105,6 +106,7 @@ static void complete(struct blk_request *req, int ret)
 
 	assert(slot->busy && ret <= 0);
 	slot->busy = false;
+	slot->ret = ret;
 	slot->engine->busy--;
 }
 
@@ -162,13 +164,20 @@ uint32_t engine_cluster_bytes(const struct engine *e)
 	return qcow2_cluster_bytes(e->img);
 }
 
-struct engine *engine_open(const uint8_t *data, size_t size, bool read_only, uint64_t seed)
+static struct engine *open_engine(const uint8_t *data, size_t size, bool read_only, uint64_t seed,
+				  void *log, bool recover)
 {
+	static const char identity[] = "fuzz";
 	struct qcow2_options opts = {
 		.read_only = read_only,
 		.no_lock = true,
 		.max_inflight = ENGINE_DEPTH,
 		.cache_size_bytes = seed & 1 ? 4096 : 0,
+		.log_base = log,
+		.log_bytes = log ? ENGINE_LOG_BYTES : 0,
+		.log_identity = identity,
+		.log_identity_bytes = sizeof(identity),
+		.log_recover = recover,
 	};
 	struct engine *e = calloc(1, sizeof(*e));
 	size_t priv_bytes = align_up(qcow2_request_bytes(), 64);
@@ -195,6 +204,34 @@ struct engine *engine_open(const uint8_t *data, size_t size, bool read_only, uin
 		e->slots[i].buf = the_bufs[i];
 	}
 	return e;
+}
+
+struct engine *engine_open(const uint8_t *data, size_t size, bool read_only, uint64_t seed)
+{
+	return open_engine(data, size, read_only, seed, NULL, false);
+}
+
+struct engine *engine_open_log(const uint8_t *data, size_t size, uint64_t seed, void *log, bool recover)
+{
+	return open_engine(data, size, false, seed, log, recover);
+}
+
+uint8_t *engine_file_copy(const struct engine *e, size_t *size)
+{
+	return memdisk_copy(e->st, size);
+}
+
+size_t engine_read_start(struct engine *e, uint8_t *out)
+{
+	size_t len = min_of(qcow2_size_bytes(e->img), ENGINE_LEN_MAX);
+
+	assert(!e->busy);
+	if (!len)
+		return 0;
+	engine_start(e, BLK_READ, 0, 0, len, 0xa5);
+	engine_drain(e);
+	memcpy(out, the_bufs[0], len);
+	return e->slots[0].ret ? 0 : len;
 }
 
 static void detach(struct co_task *task)

@@ -19,6 +19,13 @@ struct engine;
 
 /* Opens; NULL if the image is refused (checked: with a message). */
 struct engine *engine_open(const uint8_t *data, size_t size, bool read_only, uint64_t seed);
+/* The same with a recovery log of ENGINE_LOG_BYTES in memory, started anew or to be replayed. */
+#define ENGINE_LOG_BYTES ((size_t)256 << 10)
+struct engine *engine_open_log(const uint8_t *data, size_t size, uint64_t seed, void *log, bool recover);
+/* A copy of the image file as it is now, to be freed. */
+uint8_t *engine_file_copy(const struct engine *e, size_t *size);
+/* Reads the start of the disk, at most ENGINE_LEN_MAX; how much. Nothing may be in flight. */
+size_t engine_read_start(struct engine *e, uint8_t *out);
 uint64_t engine_size_bytes(const struct engine *e);
 uint32_t engine_cluster_bytes(const struct engine *e);
 /* Starts a request, when fewer than ENGINE_DEPTH are in flight; the range is cut to the disk's end. */

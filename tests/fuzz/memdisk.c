@@ -141,6 +141,19 @@ static void memdisk_submit(struct storage *st, struct storage_io *io)
 	d->pending_count++;
 }
 
+uint8_t *memdisk_copy(const struct storage *st, size_t *len)
+{
+	const struct memdisk *d = container_of(st, struct memdisk, st);
+	uint8_t *copy;
+
+	*len = st->size_bytes;
+	copy = malloc(*len ? *len : 1);
+	assert(copy);
+	if (*len)
+		memcpy(copy, d->data, *len);
+	return copy;
+}
+
 static void complete_picked(struct loop_msg *msg)
 {
 	struct memdisk *d = container_of(msg, struct memdisk, msg);

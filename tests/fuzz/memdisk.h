@@ -19,6 +19,8 @@ struct memdisk;
 
 /* A copy of @data; @max_bytes bounds the file's growth. Freed by closing the storage. */
 struct storage *memdisk_create(const void *data, size_t len, uint64_t max_bytes, uint64_t seed);
+/* The file as it is, what is pending left out; to be freed. */
+uint8_t *memdisk_copy(const struct storage *st, size_t *len);
 /* Completes one of the pending I/Os; false if there is none. */
 bool memdisk_step(struct storage *st);
 

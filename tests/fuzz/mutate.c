@@ -212,8 +212,8 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsi
 		case 6:
 		case 7: mutate_refcounts(&m); break;
 		case 8: mutate_snapshots(&m); break;
-		default: /* the operations, see fuzz_control() */
-			put(&m, m.size - 1 - below(&m, 16), 1, next(&m));
+		default: /* the operations, see fuzz_control(), and changes of the log */
+			put(&m, m.size - 1 - below(&m, 80), 1, next(&m));
 			break;
 		}
 	}

@@ -133,7 +133,7 @@ kill_daemon() {
 kill_worker() {
 	local before=$pid
 	kill -KILL "$pid"
-	wait_for 60 worker_changed "$before" || fail "no new daemon for $device after process $before was killed"
+	wait_for 120 worker_changed "$before" || fail "no new daemon for $device after process $before was killed"
 	pid=$(device_field pid)
 }
 worker_changed() { [[ $(device_field state) == live && $(device_field pid) != "$1" ]]; }

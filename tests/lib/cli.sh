@@ -57,8 +57,8 @@ equal() {
 
 # eventually COMMAND...: within a minute (emulation is slow) it is true.
 eventually() {
-	local n
-	for ((n = 0; n < 1200; n++)); do
+	local end=$((SECONDS + 60))
+	while ((SECONDS <= end)); do
 		"$@" && return 0
 		sleep 0.05
 	done

@@ -85,7 +85,7 @@ int qcow2_queue_create(struct qcow2_queue **out, struct qcow2_image *img, struct
 void qcow2_queue_destroy(struct qcow2_queue *queue);
 
 /* Bytes that a request's priv must have for qcow2_submit(), aligned to 64. */
-#define QCOW2_REQUEST_BYTES 7552
+#define QCOW2_REQUEST_BYTES 8192
 size_t qcow2_request_bytes(void); /* the same, of the library that is linked */
 
 /*

@@ -13,8 +13,17 @@ static bool entry_is_broken(const struct qcow2_image *img, uint64_t entry)
 {
 	uint64_t hoff = entry & QCOW2_L2_OFFSET_MASK;
 
-	if (entry & QCOW2_COMPRESSED)
-		return false; /* judged when it is read */
+	if (entry & QCOW2_COMPRESSED) {
+		uint64_t count, first = map_entry_hclusters(img, entry, &count);
+
+		/* what it holds is judged when it is read; freeing it must not reach metadata */
+		if (entry & QCOW2_COPIED || first + count > img->hclusters_max)
+			return true;
+		for (uint64_t i = 0; i < count; i++)
+			if (metaset_has(&img->metaset, first + i))
+				return true;
+		return false;
+	}
 	if (entry & QCOW2_L2_RESERVED)
 		return true;
 	if (img->hdr.version < 3 && entry & QCOW2_ZERO)
@@ -63,7 +72,7 @@ static bool entry_continues(const struct qcow2_image *img, uint64_t first, uint6
 }
 
 /* The extent at @goff as the entries of one slice give it. */
-static void slice_extent(const struct qcow2_image *img, const struct slice *s, uint64_t goff,
+static void slice_extent(struct qcow2_image *img, const struct slice *s, uint64_t goff,
 			 uint64_t max_bytes, struct map_extent *ext)
 {
 	uint32_t in_cluster = (uint32_t)(goff & (img->cluster_bytes - 1));
@@ -72,9 +81,12 @@ static void slice_extent(const struct qcow2_image *img, const struct slice *s, u
 	uint64_t entry = map_entry_load(s, index);
 	uint64_t len = img->cluster_bytes - in_cluster;
 
-	ext->kind = map_entry_kind(entry);
-	ext->copied = entry & QCOW2_COPIED;
-	ext->hoff = (entry & QCOW2_L2_OFFSET_MASK) + in_cluster;
+	*ext = (struct map_extent){.kind = map_entry_kind(entry),
+				   .copied = entry & QCOW2_COPIED,
+				   .hoff = (entry & QCOW2_L2_OFFSET_MASK) + in_cluster,
+				   .entry = entry,
+				   .img = img,
+				   .st = img->st};
 	if (map_entry_is_bad(s, index)) {
 		ext->kind = MAP_BROKEN;
 	} else {
@@ -89,12 +101,14 @@ static void slice_extent(const struct qcow2_image *img, const struct slice *s, u
 }
 
 /* The extent where a whole L2 table is missing. */
-static void no_table_extent(const struct qcow2_image *img, uint64_t goff, uint64_t max_bytes,
+static void no_table_extent(struct qcow2_image *img, uint64_t goff, uint64_t max_bytes,
 			    struct map_extent *ext)
 {
 	uint64_t span = (uint64_t)img->cluster_bytes << img->l2_bits;
 
 	*ext = (struct map_extent){.kind = MAP_UNALLOCATED,
+				   .img = img,
+				   .st = img->st,
 				   .len_bytes = min_of(span - (goff & (span - 1)), max_bytes)};
 }
 
@@ -199,6 +213,14 @@ int map_slice_get(struct qcow2_image *img, uint64_t gcluster, bool create, struc
 	}
 	return cache_get(&img->l2_cache, map_slice_key(img, gcluster),
 			 hoff + (in_table >> img->l2_slice_bits) * img->slice_bytes, false, out);
+}
+
+void map_entry_unref(struct qcow2_image *img, uint64_t entry, unsigned *reserved)
+{
+	uint64_t count, first = map_entry_hclusters(img, entry, &count);
+
+	for (uint64_t i = 0; i < count; i++)
+		frees_add(img, first + i, reserved);
 }
 
 void map_entry_store(struct qcow2_image *img, struct slice *s, uint32_t index, uint64_t entry)

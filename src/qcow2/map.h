@@ -24,7 +24,11 @@ struct map_extent {
 	enum map_kind kind;
 	bool copied;	    /* DATA, ZERO_ALLOC: exclusively this image's, so written in place */
 	uint64_t hoff;	    /* DATA, ZERO_ALLOC: of the first byte */
+	uint64_t entry;	    /* COMPRESSED: the descriptor; the extent ends with its cluster */
 	uint64_t len_bytes; /* at least 1 */
+	/* What the host offset or descriptor is in: @img's file, or where NULL the raw file @st. */
+	struct qcow2_image *img;
+	struct storage *st;
 };
 
 static inline be64_t *map_entry_at(const struct slice *s, uint32_t index)
@@ -53,6 +57,31 @@ static inline enum map_kind map_entry_kind(uint64_t entry)
 		return entry & QCOW2_L2_OFFSET_MASK ? MAP_ZERO_ALLOC : MAP_ZERO;
 	return entry & QCOW2_L2_OFFSET_MASK ? MAP_DATA : MAP_UNALLOCATED;
 }
+
+/* The host clusters that an entry refers to: *@count of them, 0 if none. */
+static inline uint64_t map_entry_hclusters(const struct qcow2_image *img, uint64_t entry,
+					   uint64_t *count)
+{
+	uint64_t from, bytes;
+
+	if (!(entry & QCOW2_COMPRESSED)) {
+		*count = entry & QCOW2_L2_OFFSET_MASK ? 1 : 0;
+		return (entry & QCOW2_L2_OFFSET_MASK) >> img->cluster_bits;
+	}
+	from = qcow2_compressed_host(entry, img->cluster_bits);
+	bytes = qcow2_compressed_bytes(entry, img->cluster_bits);
+	*count = ((from + bytes - 1) >> img->cluster_bits) - (from >> img->cluster_bits) + 1;
+	return from >> img->cluster_bits;
+}
+
+/* As many as a compressed cluster of two clusters' bytes can touch. */
+#define MAP_ENTRY_HCLUSTERS_MAX 3
+
+/*
+ * What @entry referred to is not referred to by it any more: on the way to the allocator, out of the
+ * reservation (MAP_ENTRY_HCLUSTERS_MAX for each entry).
+ */
+void map_entry_unref(struct qcow2_image *img, uint64_t entry, unsigned *reserved);
 
 static inline uint64_t map_slice_key(const struct qcow2_image *img, uint64_t gcluster)
 {

@@ -5,10 +5,8 @@
 
 #include "qcow2/request.h"
 
-static int read_extent(struct request *r, uint64_t goff, const struct map_extent *ext)
+static int read_extent(struct request *r, const struct map_extent *ext, uint8_t *to)
 {
-	struct blk_request *req = r->req;
-	uint8_t *to = (uint8_t *)req->buf.base + (goff - req->offset_bytes);
 	struct part *part;
 
 	switch (ext->kind) {
@@ -19,6 +17,7 @@ static int read_extent(struct request *r, uint64_t goff, const struct map_extent
 		return 0;
 	case MAP_DATA:
 		part = part_get(r);
+		part->st = ext->st;
 		part->io.op = STORAGE_READ;
 		part->io.offset_bytes = ext->hoff;
 		part->io.len_bytes = ext->len_bytes;
@@ -26,31 +25,43 @@ static int read_extent(struct request *r, uint64_t goff, const struct map_extent
 		part_submit(part);
 		return 0;
 	case MAP_COMPRESSED:
-		image_corrupt(r->q->img, "the compressed cluster of guest offset %#llx is not supported",
-			      (unsigned long long)goff);
+		image_corrupt(r->q->img, "a compressed cluster is not supported");
 		return -EIO;
 	default:
 		return -EIO;
 	}
 }
 
-int request_read(struct request *r)
+int read_range(struct request *r, uint64_t goff, uint64_t len_bytes, void *to)
 {
-	struct blk_request *req = r->req;
-	uint64_t goff = req->offset_bytes, end = goff + req->len_bytes;
-	unsigned epoch = epoch_enter(r->q);
+	uint64_t disk_end = r->q->img->size_bytes, end = min_of(goff + len_bytes, disk_end);
+	uint8_t *at = to;
 	int ret = 0, io_ret;
 
+	/* a last cluster's rest, past the disk's end */
+	if (goff + len_bytes > disk_end)
+		memset(at + (end - goff), 0, goff + len_bytes - end);
 	while (!ret && goff < end) {
 		struct map_extent ext;
 
 		ret = request_lookup(r, goff, end - goff, &ext);
 		if (!ret)
-			ret = read_extent(r, goff, &ext);
-		if (!ret)
+			ret = read_extent(r, &ext, at);
+		if (!ret) {
 			goff += ext.len_bytes;
+			at += ext.len_bytes;
+		}
 	}
 	io_ret = parts_wait(r);
-	epoch_exit(r->q, epoch);
 	return ret ? ret : io_ret;
+}
+
+int request_read(struct request *r)
+{
+	struct blk_request *req = r->req;
+	unsigned epoch = epoch_enter(r->q);
+	int ret = read_range(r, req->offset_bytes, req->len_bytes, req->buf.base);
+
+	epoch_exit(r->q, epoch);
+	return ret;
 }

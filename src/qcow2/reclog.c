@@ -138,6 +138,8 @@ void reclog_unreserve(struct qcow2_image *img, uint64_t records)
 
 static uint64_t step(const struct qcow2_image *img, uint64_t value, uint64_t n)
 {
+	if (value & QCOW2_COMPRESSED)
+		return value;
 	return value & QCOW2_L2_OFFSET_MASK ? value + (n << img->cluster_bits) : value;
 }
 
@@ -239,9 +241,9 @@ static struct seen *seen_find(struct seen_map *m, uint64_t gcluster)
 static int record_check(const struct qcow2_image *img, const struct reclog_record *r)
 {
 	uint64_t gclusters = div_up(img->size_bytes, img->cluster_bytes);
-	uint64_t hcluster = (r->value & QCOW2_L2_OFFSET_MASK) >> img->cluster_bits;
+	uint64_t clusters, hcluster = map_entry_hclusters(img, r->value, &clusters);
 
-	if (!r->count || hcluster + r->count > img->hclusters_max)
+	if (!r->count || hcluster + max_of((uint64_t)r->count, clusters) > img->hclusters_max)
 		return -EINVAL;
 	switch (r->type) {
 	case RECLOG_L2:
@@ -303,7 +305,8 @@ static int apply_l2(struct qcow2_image *img, struct seen_map *m)
 {
 	for (uint64_t i = 0; i <= m->mask; i++) {
 		struct seen *seen = &m->slots[i];
-		uint64_t g = seen->gcluster - 1, host = seen->final & QCOW2_L2_OFFSET_MASK;
+		uint64_t g = seen->gcluster - 1;
+		uint64_t clusters, host = map_entry_hclusters(img, seen->final, &clusters);
 		struct slice *s;
 		uint32_t index = map_slice_index(img, g);
 		int ret = 0;
@@ -312,8 +315,8 @@ static int apply_l2(struct qcow2_image *img, struct seen_map *m)
 			continue;
 		if (!seen->matched)
 			return -ESTALE;
-		if (host)
-			ret = refcount_ensure(img, host >> img->cluster_bits, 1);
+		while (!ret && clusters)
+			ret = refcount_ensure(img, host + --clusters, 1);
 		if (!ret)
 			ret = map_slice_get(img, g, false, &s);
 		if (!ret && !s)
@@ -329,6 +332,29 @@ static int apply_l2(struct qcow2_image *img, struct seen_map *m)
 	return 0;
 }
 
+static bool same_host(uint64_t a, uint64_t b)
+{
+	if ((a | b) & QCOW2_COMPRESSED)
+		return a == b;
+	return !((a ^ b) & QCOW2_L2_OFFSET_MASK);
+}
+
+/* One reference less to each host cluster of an entry. */
+static int free_entry(struct qcow2_image *img, uint64_t entry)
+{
+	uint64_t count, first = map_entry_hclusters(img, entry, &count);
+	unsigned reserved = MAP_ENTRY_HCLUSTERS_MAX;
+	int ret = count ? frees_reserve(img, reserved) : 0;
+
+	if (!count || ret)
+		return ret;
+	for (uint64_t i = 0; i < count; i++)
+		if (refcount_read(img, first + i))
+			frees_add(img, first + i, &reserved);
+	frees_unreserve(img, reserved);
+	return 0;
+}
+
 /* What the log unlinked is free now; best effort, what is missed is a leak. */
 static void free_unlinked(struct qcow2_image *img, struct seen_map *m, uint64_t from, uint64_t to)
 {
@@ -336,19 +362,14 @@ static void free_unlinked(struct qcow2_image *img, struct seen_map *m, uint64_t 
 		const struct reclog_record *r = record_at(&img->reclog, p);
 
 		for (uint32_t i = 0; r->type == RECLOG_L2 && i < r->count; i++) {
-			uint64_t host = step(img, r->old, i) & QCOW2_L2_OFFSET_MASK;
-			uint64_t next = step(img, r->value, i) & QCOW2_L2_OFFSET_MASK;
-			uint64_t final = seen_find(m, r->index + i)->final & QCOW2_L2_OFFSET_MASK;
-			unsigned reserved = 1;
+			uint64_t old = step(img, r->old, i), next = step(img, r->value, i);
+			uint64_t final = seen_find(m, r->index + i)->final;
 
 			/* One that only sets or clears the zero flag unlinks nothing. */
-			if (!host || host == next || host == final ||
-			    refcount_read(img, host >> img->cluster_bits) == 0)
+			if (same_host(old, next) || same_host(old, final))
 				continue;
-			if (frees_reserve(img, 1))
+			if (free_entry(img, old))
 				return;
-			frees_add(img, host >> img->cluster_bits, &reserved);
-			frees_unreserve(img, reserved);
 		}
 	}
 }

@@ -53,6 +53,7 @@ struct part *part_get(struct request *r)
 	while (part->busy)
 		part++;
 	part->r = r;
+	part->st = r->q->img->st;
 	part->io.op = STORAGE_READ;
 	part->io.flags = 0;
 	part->io.offset_bytes = part->io.len_bytes = 0;
@@ -69,7 +70,7 @@ void part_submit(struct part *part)
 	part->busy = true;
 	r->parts_busy++;
 	co_latch_add(&r->latch);
-	storage_submit(r->q->img->st, &part->io);
+	storage_submit(part->st, &part->io);
 }
 
 int parts_wait(struct request *r)
@@ -123,13 +124,18 @@ static int lookup_on_meta(void *arg)
 	return map_lookup(c->img, c->goff, c->max_bytes, c->ext);
 }
 
-int request_lookup(struct request *r, uint64_t goff, uint64_t max_bytes, struct map_extent *ext)
+int request_map(struct request *r, uint64_t goff, uint64_t max_bytes, struct map_extent *ext)
 {
 	struct lookup_call call = {r->q->img, goff, max_bytes, ext};
 
 	if (map_peek(r->q->img, goff, max_bytes, ext) == 0)
 		return 0;
 	return image_call(r->q->img, lookup_on_meta, &call);
+}
+
+int request_lookup(struct request *r, uint64_t goff, uint64_t max_bytes, struct map_extent *ext)
+{
+	return request_map(r, goff, max_bytes, ext);
 }
 
 /* ---- the fast path: one extent, in place ---- */
@@ -173,7 +179,7 @@ static bool fast_path(struct request *r)
 	part->io.iovcnt = 0;
 	part->io.buf = req->buf;
 	part->io.complete = fast_complete;
-	storage_submit(q->img->st, &part->io);
+	storage_submit(ext.st, &part->io);
 	return true;
 }
 

@@ -22,6 +22,7 @@ struct request;
 struct part {
 	struct storage_io io;
 	struct request *r;
+	struct storage *st; /* where it goes; part_get() sets the image's */
 	bool busy;
 	struct iovec iov[PART_IOVECS];
 };
@@ -65,12 +66,21 @@ int request_zero(struct request *r);    /* WRITE_ZEROES */
 int request_discard(struct request *r); /* DISCARD */
 
 /*
+ * Reads guest range [@goff, @goff + @len_bytes) into @to, whatever it lies in, and waits; past the disk's
+ * end zeros. The caller is in its queue's epoch, or holds the lock of the clusters (then nobody else
+ * unlinks them). No other part of @r is in flight.
+ */
+int read_range(struct request *r, uint64_t goff, uint64_t len_bytes, void *to);
+
+/*
  * Writes guest range [@goff, @goff + @len_bytes) in place or through allocation; used by request_write()
  * and for the partial clusters of WRITE_ZEROES (which skip what reads as zeros already).
  */
 int write_range(struct request *r, uint64_t goff, uint64_t len_bytes, const struct payload *payload);
 
-/* map_peek(), or where that says -EAGAIN map_lookup() on the metadata loop. */
+/* The image's own map: map_peek(), or where that says -EAGAIN map_lookup() on the metadata loop. */
+int request_map(struct request *r, uint64_t goff, uint64_t max_bytes, struct map_extent *ext);
+/* What a read finds there: the same, and the backing chain where the image has nothing. */
 int request_lookup(struct request *r, uint64_t goff, uint64_t max_bytes, struct map_extent *ext);
 
 #endif

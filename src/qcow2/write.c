@@ -27,7 +27,7 @@ enum segment_kind {
 	SEGMENT_IN_PLACE,
 	SEGMENT_NEW,   /* new clusters where there were none */
 	SEGMENT_REUSE, /* zero clusters that keep their host clusters */
-	SEGMENT_COPY,  /* one new cluster for one that is not exclusively ours */
+	SEGMENT_COPY,  /* one new cluster; what the payload leaves of it is read from the old one */
 };
 
 /* A run of guest clusters and the host clusters that they are written to. */
@@ -41,8 +41,8 @@ struct segment {
 #define ROUND_SEGMENTS 8
 /* Guest clusters of a round: bounds its lock and what it reserves in the recovery log. */
 #define ROUND_CLUSTERS 256
-/* Clusters that a round may unlink: one for each segment. */
-#define ROUND_FREES ROUND_SEGMENTS
+/* Clusters that a round may unlink: one entry for each segment. */
+#define ROUND_FREES (ROUND_SEGMENTS * MAP_ENTRY_HCLUSTERS_MAX)
 
 struct round {
 	struct qcow2_image *img;
@@ -104,12 +104,12 @@ static int segment_classify(struct qcow2_image *img, uint64_t gcluster, uint64_t
 				.hcluster = (entry & QCOW2_L2_OFFSET_MASK) >> img->cluster_bits,
 				.clusters = 1,
 				.old_entry = entry};
-	if (map_entry_is_bad(s, index) || map_entry_kind(entry) == MAP_COMPRESSED) {
+	if (map_entry_is_bad(s, index)) {
 		ret = -EIO;
 	} else if (map_entry_kind(entry) == MAP_UNALLOCATED || map_entry_kind(entry) == MAP_ZERO) {
 		seg->kind = SEGMENT_NEW;
 		seg->clusters = count_unbacked(img, s, gcluster, want);
-	} else if (entry & QCOW2_COPIED) {
+	} else if (entry & QCOW2_COPIED && map_entry_kind(entry) != MAP_COMPRESSED) {
 		seg->kind = map_entry_kind(entry) == MAP_DATA ? SEGMENT_IN_PLACE : SEGMENT_REUSE;
 		seg->clusters = count_mapped(img, s, gcluster, want);
 	} else {
@@ -228,8 +228,7 @@ static int64_t link_in_slice(struct round *round, const struct segment *seg, uin
 	}
 	cache_put(&img->l2_cache, s);
 	if (seg->kind == SEGMENT_COPY)
-		frees_add(img, (seg->old_entry & QCOW2_L2_OFFSET_MASK) >> img->cluster_bits,
-			  &round->reserved);
+		map_entry_unref(img, seg->old_entry, &round->reserved);
 	return (int64_t)n;
 }
 
@@ -298,30 +297,20 @@ static void segment_write(struct request *r, const struct round *round, const st
 	part_submit(part);
 }
 
-static void copy_read(struct request *r, const struct round *round, const struct segment *seg,
-		      uint64_t in_cluster, uint64_t len_bytes)
+/* Whether the payload covers all that anybody can read of the segment. */
+static bool segment_covered(const struct round *round, const struct segment *seg)
 {
 	unsigned bits = round->img->cluster_bits;
-	uint64_t old = seg->old_entry & QCOW2_L2_OFFSET_MASK;
-	uint8_t *buf = (uint8_t *)r->q->copy_buf + in_cluster;
-	struct part *part;
+	uint64_t from, to;
 
-	assert(in_cluster + len_bytes <= (uint64_t)1 << bits);
-	if (!len_bytes)
-		return;
-	if (map_entry_kind(seg->old_entry) != MAP_DATA) {
-		memset(buf, 0, len_bytes);
-		return;
-	}
-	part = part_get(r);
-	part->io.op = STORAGE_READ;
-	part->io.offset_bytes = old + in_cluster;
-	part->io.len_bytes = len_bytes;
-	part->io.buf = (struct blk_buf){.base = buf};
-	part_submit(part);
+	segment_payload(round, seg, &from, &to);
+	return from == seg->gcluster << bits && to == (seg->gcluster + seg->clusters) << bits;
 }
 
-/* Copy on write: what the payload leaves of the old cluster, and the payload, to the new one. */
+/*
+ * Copy on write: what the payload leaves of the old cluster, and the payload, to the new one. The old
+ * cluster is the guest's until the link, and the round's lock keeps it so.
+ */
 static int segment_copy(struct request *r, const struct round *round, const struct segment *seg,
 			const struct payload *payload)
 {
@@ -329,13 +318,14 @@ static int segment_copy(struct request *r, const struct round *round, const stru
 	uint64_t start = seg->gcluster << bits, size = (uint64_t)1 << bits, from, to;
 	uint8_t *buf = r->q->copy_buf;
 	struct part *part;
-	int ret;
+	int ret = 0;
 
 	segment_payload(round, seg, &from, &to);
 	co_lock(&r->q->copy_lock);
-	copy_read(r, round, seg, 0, from - start);
-	copy_read(r, round, seg, to - start, start + size - to);
-	ret = parts_wait(r);
+	if (from > start)
+		ret = read_range(r, start, from - start, buf);
+	if (!ret && to < start + size)
+		ret = read_range(r, to, start + size - to, buf + (to - start));
 	if (!ret) {
 		part = part_get(r);
 		part->io.op = STORAGE_WRITE;
@@ -354,12 +344,15 @@ static int round_write(struct request *r, const struct round *round, const struc
 {
 	int ret = 0, io_ret;
 
-	for (unsigned i = 0; i < round->count; i++)
-		if (round->segments[i].kind != SEGMENT_COPY)
-			segment_write(r, round, &round->segments[i], payload);
+	/* First what must read, as that waits for all parts. */
 	for (unsigned i = 0; !ret && i < round->count; i++)
-		if (round->segments[i].kind == SEGMENT_COPY)
+		if (round->segments[i].kind == SEGMENT_COPY &&
+		    !segment_covered(round, &round->segments[i]))
 			ret = segment_copy(r, round, &round->segments[i], payload);
+	for (unsigned i = 0; !ret && i < round->count; i++)
+		if (round->segments[i].kind != SEGMENT_COPY ||
+		    segment_covered(round, &round->segments[i]))
+			segment_write(r, round, &round->segments[i], payload);
 	io_ret = parts_wait(r);
 	return ret ? ret : io_ret;
 }
@@ -428,7 +421,7 @@ int write_range(struct request *r, uint64_t goff, uint64_t len_bytes, const stru
 	while (!ret && pos < end) {
 		struct map_extent ext;
 
-		ret = request_lookup(r, pos, end - pos, &ext);
+		ret = request_map(r, pos, end - pos, &ext);
 		if (ret)
 			break;
 		if (ext.kind == MAP_DATA && ext.copied) {

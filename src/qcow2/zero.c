@@ -14,6 +14,7 @@
 #include "qcow2/request.h"
 
 #define UNMAP_BATCH 256
+#define UNMAP_FREES (UNMAP_BATCH * MAP_ENTRY_HCLUSTERS_MAX)
 
 struct unmap {
 	struct qcow2_image *img;
@@ -29,6 +30,8 @@ static uint64_t zero_entry(const struct unmap *u, uint64_t entry)
 		return u->keep ? entry | QCOW2_ZERO : 0;
 	case MAP_ZERO_ALLOC:
 		return u->keep ? entry : 0;
+	case MAP_COMPRESSED: /* has no cluster of its own that could stay */
+		return u->keep ? QCOW2_ZERO : 0;
 	default:
 		return entry;
 	}
@@ -48,7 +51,7 @@ static int unmap_in_slice(struct unmap *u, uint64_t first, uint64_t end, unsigne
 		uint32_t index = map_slice_index(img, g);
 		uint64_t entry = map_entry_load(s, index), zeroed = zero_entry(u, entry);
 
-		if (map_entry_is_bad(s, index) || map_entry_kind(entry) == MAP_COMPRESSED) {
+		if (map_entry_is_bad(s, index)) {
 			broken = -EIO;
 			continue;
 		}
@@ -57,7 +60,7 @@ static int unmap_in_slice(struct unmap *u, uint64_t first, uint64_t end, unsigne
 		reclog_l2(img, g, entry, zeroed);
 		map_entry_store(img, s, index, zeroed);
 		if (!(zeroed & QCOW2_L2_OFFSET_MASK))
-			frees_add(img, (entry & QCOW2_L2_OFFSET_MASK) >> img->cluster_bits, reserved);
+			map_entry_unref(img, entry, reserved);
 	}
 	cache_put(&img->l2_cache, s);
 	return broken;
@@ -75,7 +78,7 @@ static int unmap_on_meta(void *arg)
 	while (g < u->end_gcluster) {
 		uint64_t end = min_of(u->end_gcluster, align_down(g, per_slice) + per_slice);
 		struct cluster_lock lock;
-		unsigned reserved = UNMAP_BATCH;
+		unsigned reserved = UNMAP_FREES;
 		int batch_ret;
 
 		if (!table_get(&img->l1, g >> img->l2_bits)) {

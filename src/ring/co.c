@@ -17,14 +17,12 @@
  *     programming error, and asserted.
  *  3. Tasks start in the order of loop_spawn(): a task may start at once only if none is pending.
  *  4. Once its fn has been called, a task is not touched any more; it may be gone.
- *  5. What co_call() and co_work() send around lies on the caller's stack. The side that answers
+ *  5. What co_call() sends around lies on the caller's stack. The side that answers
  *     posts the answer last and touches nothing of it afterwards.
  */
 #include "ring/co.h"
 
 #include <errno.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -488,124 +486,4 @@ int co_call(struct loop *loop, int (*fn)(void *arg), void *arg)
 	loop_post(loop, &call.msg);
 	co_suspend();
 	return call.ret;
-}
-
-/* ---- the work pool ---- */
-
-struct work_pool {
-	pthread_mutex_t lock;
-	pthread_cond_t queued;
-	struct list queue; /* struct work, under the lock */
-	bool stop;	   /* likewise */
-	unsigned count;
-	pthread_t threads[];
-};
-
-struct work {
-	struct list list;
-	struct loop_msg msg;
-	int (*fn)(void *arg);
-	void *arg;
-	int ret;
-	struct loop *from;
-	struct co *caller;
-};
-
-enum { WORK_THREADS_MAX = 64 };
-
-static void work_return(struct loop_msg *msg)
-{
-	co_resume(container_of(msg, struct work, msg)->caller);
-}
-
-static void *work_thread(void *arg)
-{
-	struct work_pool *pool = arg;
-
-	(void)pthread_setname_np(pthread_self(), "work");
-	pthread_mutex_lock(&pool->lock);
-	for (;;) {
-		struct list *l = list_pop(&pool->queue);
-		struct work *work;
-
-		if (!l && pool->stop)
-			break;
-		if (!l) {
-			pthread_cond_wait(&pool->queued, &pool->lock);
-			continue;
-		}
-		pthread_mutex_unlock(&pool->lock);
-		work = list_entry(l, struct work, list);
-		work->ret = work->fn(work->arg);
-		loop_post(work->from, &work->msg);
-		pthread_mutex_lock(&pool->lock);
-	}
-	pthread_mutex_unlock(&pool->lock);
-	return NULL;
-}
-
-int work_pool_create(struct work_pool **out, unsigned threads, struct error *err)
-{
-	struct work_pool *pool;
-	sigset_t all, old;
-	int ret = 0;
-
-	*out = NULL;
-	assert(threads && threads <= WORK_THREADS_MAX);
-	pool = calloc(1, sizeof(*pool) + threads * sizeof(pool->threads[0]));
-	if (!pool)
-		return error_set(err, -ENOMEM, "out of memory");
-	pthread_mutex_init(&pool->lock, NULL);
-	pthread_cond_init(&pool->queued, NULL);
-	list_init(&pool->queue);
-	/* Signals are for the threads that expect them. */
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	for (; pool->count < threads && !ret; pool->count += !ret)
-		ret = -pthread_create(&pool->threads[pool->count], NULL, work_thread, pool);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	if (ret) {
-		error_set(err, ret, "cannot create a thread: %s", strerror(-ret));
-		work_pool_destroy(pool);
-		return ret;
-	}
-	*out = pool;
-	return 0;
-}
-
-void work_pool_destroy(struct work_pool *pool)
-{
-	if (!pool)
-		return;
-	pthread_mutex_lock(&pool->lock);
-	assert(list_empty(&pool->queue));
-	pool->stop = true;
-	pthread_cond_broadcast(&pool->queued);
-	pthread_mutex_unlock(&pool->lock);
-	for (unsigned i = 0; i < pool->count; i++)
-		pthread_join(pool->threads[i], NULL);
-	pthread_cond_destroy(&pool->queued);
-	pthread_mutex_destroy(&pool->lock);
-	free(pool);
-}
-
-int co_work(struct work_pool *pool, int (*fn)(void *arg), void *arg)
-{
-	struct work work = {
-		.msg.fn = work_return,
-		.fn = fn,
-		.arg = arg,
-		.from = loop_self(),
-		.caller = co_self(),
-	};
-
-	/* A simulation has to be the same each time: no threads in it. */
-	if (!work.caller || !loop_ring(work.from))
-		return fn(arg);
-	pthread_mutex_lock(&pool->lock);
-	list_add_tail(&pool->queue, &work.list);
-	pthread_cond_signal(&pool->queued);
-	pthread_mutex_unlock(&pool->lock);
-	co_suspend();
-	return work.ret;
 }

@@ -88,13 +88,4 @@ int co_latch_wait(struct co_latch *l);
  */
 int co_call(struct loop *loop, int (*fn)(void *arg), void *arg);
 
-/*
- * A small pool of threads for work that blocks or burns CPU. co_work() runs @fn(@arg) there and
- * suspends until it returned; outside of a coroutine it is a plain call.
- */
-struct work_pool;
-int work_pool_create(struct work_pool **out, unsigned threads, struct error *err) must_check;
-void work_pool_destroy(struct work_pool *pool); /* accepts NULL; no work may be queued */
-int co_work(struct work_pool *pool, int (*fn)(void *arg), void *arg);
-
 #endif

@@ -19,6 +19,7 @@
 
 #include "base/math.h"
 #include "ring/co.h"
+#include "ring/workers.h"
 
 static struct loop *make_loop(bool ringless, unsigned coroutines)
 {

@@ -169,6 +169,13 @@ int ublkdev_gone_fd(const struct ublkdev *dev);
 int ublkdev_busy(const struct ublkdev *dev);
 
 /*
+ * The device gets another size, a multiple of its logical block. A program serves what is gained before
+ * it calls this, and what is lost until this has returned. -EOPNOTSUPP before Linux 6.16; on error the
+ * size is what it was.
+ */
+int ublkdev_update_size(struct ublkdev *dev, uint64_t size, struct ublkdev_error *err);
+
+/*
  * Lets I/O in flight finish, takes the device away and frees @dev. If somebody has it open or
  * mounted, he gets I/O errors from now on. Bounded in time; -ETIMEDOUT: a request was never
  * completed, the program should exit (ops->close was not called).

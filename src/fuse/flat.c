@@ -107,7 +107,7 @@ void flat_io_init(struct flat *flat, struct flat_io *io, unsigned index)
 
 uint64_t flat_size(const struct flat *flat)
 {
-	return flat->target->limits.size_bytes;
+	return target_size(&flat->target->limits);
 }
 
 /* ---- the straight way ---- */

@@ -54,6 +54,7 @@ enum {
 	START_MS = 60000,      /* for the target's queue to start */
 	BIND_MS = 60000,       /* for the loop device to be made, partitions read */
 	BUSY_MS = 10000,       /* to find out who uses it */
+	RESIZE_MS = 30000,     /* for the kernel to take in another size */
 	DETACH_MS = 5000,      /* for users of the loop device to close it */
 	WRITE_BACK_MS = 60000, /* for its page cache to be written before */
 	CLOSE_MS = 5000,       /* for users of the file to close it */
@@ -511,6 +512,43 @@ static int fuse_busy(const struct frontend *f)
 	return child_call(busy_in_child, (void *)f, BUSY_MS, NULL);
 }
 
+struct resize_call {
+	int number;
+	const char *file;
+	uint64_t size_bytes;
+};
+
+static int resize_in_child(void *arg, struct error *err)
+{
+	const struct resize_call *call = arg;
+
+	return loopdev_resize(call->number, call->file, call->size_bytes, err);
+}
+
+/* The file has the new size as soon as the target has; the kernel asks for it again when it is told. */
+static int fuse_resize(struct frontend *f, uint64_t size_bytes, struct error *err)
+{
+	uint64_t old_bytes = target_size(&f->target->limits);
+	struct resize_call call = {
+		.number = f->with_loop ? f->dir.id : -1,
+		.file = f->dir.file,
+		.size_bytes = size_bytes,
+	};
+	struct error ignored = {0};
+	int ret;
+
+	assert(size_bytes && is_aligned(size_bytes, f->target->limits.logical_block_bytes));
+	target_set_size(f->target, size_bytes);
+	ret = child_call(resize_in_child, &call, RESIZE_MS, err);
+	if (!ret)
+		return 0;
+	target_set_size(f->target, old_bytes);
+	call.size_bytes = old_bytes;
+	if (child_call(resize_in_child, &call, RESIZE_MS, &ignored))
+		log_warn("%s: %s", f->dir.file, ignored.text);
+	return ret;
+}
+
 const struct frontend_ops frontend_fuse = {
 	.name = "fuse",
 	.probe = fuse_probe,
@@ -520,5 +558,6 @@ const struct frontend_ops frontend_fuse = {
 	.queues = fuse_queues,
 	.gone_fd = fuse_gone_fd,
 	.busy = fuse_busy,
+	.resize = fuse_resize,
 	.stop = frontend_destroy,
 };

@@ -226,6 +226,34 @@ bool loopdev_is_bound(const struct loopdev_use *use)
 	return use->seq && seq ? use->seq == seq : strcmp(path, use->backing_path) == 0;
 }
 
+int loopdev_resize(int number, const char *backing_path, uint64_t size_bytes, struct error *err)
+{
+	char path[LOOPDEV_PATH_BYTES];
+	uint64_t device_bytes = 0;
+	struct statx st;
+	int fd, ret = 0;
+
+	/* what the kernel remembers of a FUSE file's size is asked for anew */
+	if (statx(AT_FDCWD, backing_path, AT_STATX_FORCE_SYNC, STATX_SIZE, &st))
+		return error_set(err, -errno, "%s: %s", backing_path, strerror(errno));
+	if (st.stx_size != size_bytes)
+		return error_set(err, -EIO, "%s: the kernel says that it has %llu bytes", backing_path,
+				 (unsigned long long)st.stx_size);
+	if (number < 0)
+		return 0;
+	loopdev_path(path, number);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return error_set(err, -errno, "%s: %s", path, strerror(errno));
+	if (ioctl(fd, LOOP_SET_CAPACITY, 0) < 0 || ioctl(fd, BLKGETSIZE64, &device_bytes) < 0)
+		ret = error_set(err, -errno, "%s cannot be resized: %s", path, strerror(errno));
+	else if (device_bytes != size_bytes)
+		ret = error_set(err, -EIO, "%s came out with %llu bytes instead of %llu", path,
+				(unsigned long long)device_bytes, (unsigned long long)size_bytes);
+	close(fd);
+	return ret;
+}
+
 /* ---- who uses it ---- */
 
 /* @link is what /proc shows for an open file: is it the device, or a partition of it? */

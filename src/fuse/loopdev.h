@@ -55,6 +55,13 @@ uint64_t loopdev_seq(int number);
 /* Whether it is bound, and for that use. Does not ask the backing file. */
 bool loopdev_is_bound(const struct loopdev_use *use);
 
+/*
+ * The backing file has this size now: makes the kernel see it, and the device follow. @number -1: there
+ * is no device, only the file.
+ */
+int loopdev_resize(int number, const char *backing_path, uint64_t size_bytes,
+		   struct error *err) must_check;
+
 /* Whether somebody has the device or a partition of it open or mounted: 1, 0, or -errno. */
 int loopdev_busy(int number);
 

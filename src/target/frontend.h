@@ -55,6 +55,12 @@ struct frontend_ops {
 	/* Whether somebody has the device open or mounted: > 0 yes, 0 no, -errno unknown. */
 	int (*busy)(const struct frontend *f);
 	/*
+	 * The device gets another size, a multiple of the logical block, and with it target_size(). The
+	 * target serves that size already if it is larger, and still serves the old one if it is smaller.
+	 * -EOPNOTSUPP: a running device cannot be resized here. On error the size is what it was.
+	 */
+	int (*resize)(struct frontend *f, uint64_t size_bytes, struct error *err);
+	/*
 	 * Takes the device away, letting I/O in flight finish, and frees @f. Afterwards every queue of
 	 * the target has been stopped. Bounded in time; on error the device may be left behind, @err
 	 * says so, and @f is freed all the same.

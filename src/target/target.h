@@ -52,7 +52,7 @@ struct target_options {
 	const struct target_recovery *recovery; /* NULL: none */
 };
 
-/* What the device can do; filled in by open(), constant afterwards but for size_bytes on a resize. */
+/* What the device can do; filled in by open(), constant afterwards but for size_bytes: target_size(). */
 struct target_limits {
 	uint64_t size_bytes;		 /* multiple of logical_block_bytes */
 	uint32_t logical_block_bytes;	 /* >= 512, power of two */
@@ -93,6 +93,20 @@ struct target {
 	const struct target_ops *ops;
 	struct target_limits limits;
 };
+
+/*
+ * The size changes while queues run, in two steps that need not be atomic to each other: a target is asked
+ * for more only once it has grown, and it shrinks only once it is not asked for more.
+ */
+static inline uint64_t target_size(const struct target_limits *limits)
+{
+	return __atomic_load_n(&limits->size_bytes, __ATOMIC_RELAXED);
+}
+
+static inline void target_set_size(struct target *t, uint64_t size_bytes)
+{
+	__atomic_store_n(&t->limits.size_bytes, size_bytes, __ATOMIC_RELAXED);
+}
 
 extern const struct target_ops target_null;
 extern const struct target_ops target_loop;

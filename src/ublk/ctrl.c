@@ -451,6 +451,24 @@ int ublk_ctrl_recovery_start(struct ublk_ctrl *ctrl, uint32_t id, struct error *
 	return call_result(&call, ret, err);
 }
 
+int ublk_ctrl_update_size(struct ublk_ctrl *ctrl, uint32_t id, uint64_t size_bytes,
+			  struct error *err)
+{
+	struct call call = {
+		.name = "UPDATE_SIZE",
+		.op = UBLK_OP_UPDATE_SIZE,
+		.id = id,
+		.queue = UBLK_NO_QUEUE,
+		.data = size_bytes >> UBLK_SECTOR_SHIFT,
+		.timeout_ms = QUICK_MS,
+	};
+
+	if (!(ctrl->features & UBLK_F_UPDATE_SIZE))
+		return error_set(err, -EOPNOTSUPP,
+				 "the kernel's ublk driver cannot resize a device (6.16 and later can)");
+	return call_driver(ctrl, &call, err);
+}
+
 int ublk_ctrl_stop(struct ublk_ctrl *ctrl, uint32_t id, struct error *err)
 {
 	struct call call = {

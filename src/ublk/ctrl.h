@@ -47,6 +47,9 @@ int ublk_ctrl_start(struct ublk_ctrl *ctrl, uint32_t id, pid_t pid, bool (*given
 int ublk_ctrl_recovery_start(struct ublk_ctrl *ctrl, uint32_t id, struct error *err) must_check;
 int ublk_ctrl_recovery_end(struct ublk_ctrl *ctrl, uint32_t id, pid_t pid,
 			   bool (*given_up)(void *arg), void *arg, struct error *err) must_check;
+/* The running device becomes this large; -EOPNOTSUPP from a driver that cannot (before 6.16). */
+int ublk_ctrl_update_size(struct ublk_ctrl *ctrl, uint32_t id, uint64_t size_bytes,
+			  struct error *err) must_check;
 /* Enough for STOP_DEV and DEL_DEV, which wait for the I/O in flight. */
 #define UBLK_STOP_MS 60000
 

@@ -375,6 +375,20 @@ static int ublk_busy(const struct frontend *f)
 	return ublk_block_busy(f->device);
 }
 
+static int ublk_resize(struct frontend *f, uint64_t size_bytes, struct error *err)
+{
+	uint64_t old_bytes = target_size(&f->target->limits);
+	int ret;
+
+	assert(size_bytes && is_aligned(size_bytes, f->target->limits.logical_block_bytes));
+	/* requests to what is gained come in at once, those to what is lost until the driver has done it */
+	if (size_bytes > old_bytes)
+		target_set_size(f->target, size_bytes);
+	ret = ublk_ctrl_update_size(f->ctrl, f->info.dev_id, size_bytes, err);
+	target_set_size(f->target, ret ? old_bytes : size_bytes);
+	return ret;
+}
+
 const struct frontend_ops frontend_ublk = {
 	.name = "ublk",
 	.can_recover = true,
@@ -385,5 +399,6 @@ const struct frontend_ops frontend_ublk = {
 	.queues = ublk_queues,
 	.gone_fd = ublk_gone_fd,
 	.busy = ublk_busy,
+	.resize = ublk_resize,
 	.stop = frontend_destroy,
 };

@@ -124,11 +124,14 @@ uint32_t ublk_buf_bytes(unsigned queues, unsigned depth, const struct target_lim
 
 static int range_check(const struct blk_request *req, const struct target_limits *l, uint64_t most)
 {
+	uint64_t size_bytes;
+
 	if (!req->len_bytes || req->len_bytes > most)
 		return -EINVAL;
 	if (!is_aligned(req->offset_bytes | req->len_bytes, l->logical_block_bytes))
 		return -EINVAL;
-	if (req->offset_bytes > l->size_bytes || req->len_bytes > l->size_bytes - req->offset_bytes)
+	size_bytes = target_size(l);
+	if (req->offset_bytes > size_bytes || req->len_bytes > size_bytes - req->offset_bytes)
 		return -EINVAL;
 	return 0;
 }

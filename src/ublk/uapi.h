@@ -40,6 +40,7 @@
 #define UBLK_OP_GET_DEV_INFO2	    UBLK_CTRL_R(0x12)
 #define UBLK_OP_GET_FEATURES	    UBLK_CTRL_R(0x13)
 #define UBLK_OP_DEL_DEV_ASYNC	    UBLK_CTRL_R(0x14)
+#define UBLK_OP_UPDATE_SIZE	    UBLK_CTRL_RW(0x15)
 
 #define UBLK_OP_FETCH_REQ	     UBLK_IO_RW(0x20)
 #define UBLK_OP_COMMIT_AND_FETCH_REQ UBLK_IO_RW(0x21)
@@ -69,6 +70,7 @@ static_assert(offsetof(struct ublk_ctrl_cmd, dev_path_len) == 24, "");
 #define UBLK_F_UNPRIVILEGED_DEV	     (1ull << 5)
 #define UBLK_F_CMD_IOCTL_ENCODE	     (1ull << 6)
 #define UBLK_F_USER_COPY	     (1ull << 7)
+#define UBLK_F_UPDATE_SIZE	     (1ull << 10)
 #define UBLK_F_AUTO_BUF_REG	     (1ull << 11)
 #define UBLK_F_SAFE_STOP_DEV	     (1ull << 17)
 #define UBLK_F_IO_DESC_SIZE	     (1ull << 20)

@@ -336,6 +336,18 @@ int ublkdev_busy(const struct ublkdev *dev)
 	return frontend_ublk.busy(dev->frontend);
 }
 
+int ublkdev_update_size(struct ublkdev *dev, uint64_t size, struct ublkdev_error *text)
+{
+	struct error err = {""};
+	int ret;
+
+	if (!size || size > INT64_MAX || !is_aligned(size, dev->target.limits.logical_block_bytes))
+		ret = error_set(&err, -EINVAL, "the size is a multiple of the logical block, and not 0");
+	else
+		ret = frontend_ublk.resize(dev->frontend, size, &err);
+	return text_out(text, &err, ret);
+}
+
 int ublkdev_stop(struct ublkdev *dev, struct ublkdev_error *text)
 {
 	struct error err = {""};

@@ -7,7 +7,7 @@
  *	fuse-serve --remove ID RUN_DIR		remove it
  *
  * It prints the device's path on a line of standard output when it is usable, "busy N" for each
- * SIGUSR1, "gone" if the device went away by itself, and at the end "stopped". Exit status: 0; 1 if
+ * SIGUSR1, "size MIB RESULT" for each SIGUSR2, whose value is the new size in MiB (kill -q), "gone" if the device went away by itself, and at the end "stopped". Exit status: 0; 1 if
  * starting or stopping failed; --remove: 2 if the device was busy.
  *
  * --trace FILE writes what the target is asked to do, one line each, in order: a request when it is
@@ -151,6 +151,16 @@ static int fail(const struct error *err, int ret)
 	return 1;
 }
 
+static void resize(struct frontend *f, int mib)
+{
+	struct error err = {0};
+	int ret = frontend_fuse.resize(f, (uint64_t)mib << 20, &err);
+
+	printf("size %d %d\n", mib, ret);
+	if (ret)
+		fail(&err, ret);
+}
+
 /* Until a signal or the device's end. */
 static void serve(struct frontend *f)
 {
@@ -162,6 +172,7 @@ static void serve(struct frontend *f)
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGINT);
 	sigaddset(&set, SIGUSR1);
+	sigaddset(&set, SIGUSR2);
 	sfd = signalfd(-1, &set, SFD_CLOEXEC);
 	for (;;) {
 		struct pollfd fds[] = {
@@ -176,9 +187,12 @@ static void serve(struct frontend *f)
 			break;
 		}
 		if (fds[0].revents && read(sfd, &info, sizeof(info)) == sizeof(info)) {
-			if (info.ssi_signo != SIGUSR1)
+			if (info.ssi_signo == SIGUSR1)
+				printf("busy %d\n", frontend_fuse.busy(f));
+			else if (info.ssi_signo == SIGUSR2)
+				resize(f, info.ssi_int);
+			else
 				break;
-			printf("busy %d\n", frontend_fuse.busy(f));
 		}
 	}
 	close(sfd);
@@ -341,6 +355,7 @@ int main(int argc, char **argv)
 	sigaddset(&mask, SIGTERM);
 	sigaddset(&mask, SIGINT);
 	sigaddset(&mask, SIGUSR1);
+	sigaddset(&mask, SIGUSR2);
 	sigprocmask(SIG_BLOCK, &mask, NULL);
 	set.target.path = argv[optind + 1];
 	ret = ops->open(&t, &set.target, &err);

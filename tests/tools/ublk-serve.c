@@ -6,8 +6,9 @@
  *	ublk-serve [-r] [-b] [-q QUEUES] [-d DEPTH] [-i ID] [-s SIZE_BYTES] TARGET [PATH]
  *
  * -r read only, -b through the page cache. Prints the device's path when it is usable; ends at
- * SIGTERM or when the device is gone, whether it is in use or not. Exit status 0; 1 if something
- * failed, also the last flush; 2 usage. And for looking at what others serve:
+ * SIGTERM or when the device is gone, whether it is in use or not. At SIGUSR2 the device gets the size in
+ * MiB that is the signal's value (kill -q), and "size MIB RESULT" is printed. Exit status 0; 1 if
+ * something failed, also the last flush; 2 usage. And for looking at what others serve:
  *
  *	ublk-serve list			each device: ID STATE QUEUES DEPTH PID served|orphan
  *	ublk-serve del ID		prints "lingers" if somebody still has it open
@@ -73,15 +74,33 @@ static int busy(const char *device)
 	return 0;
 }
 
-static void wait_for_end(const struct frontend *f, int signal_fd)
+static void resize(struct frontend *f, int mib)
+{
+	struct error err = {""};
+	int ret = frontend_ublk.resize(f, (uint64_t)mib << 20, &err);
+
+	printf("size %d %d\n", mib, ret);
+	fflush(stdout);
+	if (ret)
+		fail(&err, ret);
+}
+
+static void wait_for_end(struct frontend *f, int signal_fd)
 {
 	struct pollfd fds[2] = {
 		{.fd = signal_fd, .events = POLLIN},
 		{.fd = frontend_ublk.gone_fd(f), .events = POLLIN},
 	};
+	struct signalfd_siginfo info;
 
-	while (poll(fds, 2, -1) < 0 && errno == EINTR)
-		;
+	for (;;) {
+		if (poll(fds, 2, -1) < 0)
+			continue;
+		if (fds[1].revents || read(signal_fd, &info, sizeof(info)) != sizeof(info) ||
+		    info.ssi_signo != SIGUSR2)
+			break;
+		resize(f, info.ssi_int);
+	}
 	if (fds[1].revents)
 		fprintf(stderr, "ublk-serve: the device is gone\n");
 }
@@ -204,6 +223,7 @@ int main(int argc, char **argv)
 	sigemptyset(&signals);
 	sigaddset(&signals, SIGTERM);
 	sigaddset(&signals, SIGINT);
+	sigaddset(&signals, SIGUSR2);
 	sigprocmask(SIG_BLOCK, &signals, NULL);
 	return serve(ops, &topts, &fopts, signalfd(-1, &signals, SFD_CLOEXEC));
 }

@@ -11,6 +11,7 @@
  *	enospc		as inline; writes of the second quarter fail with -ENOSPC
  *	hang		as inline; requests of the last quarter are never completed. Ends at SIGTERM
  *			even if it is in use
+ *	resize		as inline; at SIGUSR1 it loses its last quarter, and prints "resized RESULT". Ends as hang
  *	open-fails	open returns an error with a text
  *	no-text		open returns an error without one
  *	bad-limits	open gives an impossible block size
@@ -256,12 +257,16 @@ static int run_heedless(const struct ublkdev_options *options, struct ublkdev_er
 
 	sigemptyset(&signals);
 	sigaddset(&signals, SIGTERM);
+	sigaddset(&signals, SIGUSR1);
 	pthread_sigmask(SIG_BLOCK, &signals, NULL);
 	ret = ublkdev_start(&dev, &try_ops, NULL, options, err);
 	if (ret)
 		return ret;
 	ready(NULL, ublkdev_path(dev));
-	sigwait(&signals, &signal);
+	while (sigwait(&signals, &signal) == 0 && signal == SIGUSR1) {
+		printf("resized %d\n", ublkdev_update_size(dev, SIZE / 4 * 3, err));
+		fflush(stdout);
+	}
 	return ublkdev_stop(dev, err);
 }
 
@@ -284,7 +289,7 @@ int main(int argc, char **argv)
 	state.mem = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, state.fd, 0);
 	if (state.mem == MAP_FAILED)
 		return 1;
-	ret = mode("hang") ? run_heedless(&options, &err)
+	ret = mode("hang") || mode("resize") ? run_heedless(&options, &err)
 			   : ublkdev_run(&try_ops, NULL, &options, ready, &err);
 	printf("open %u start %u stop %u close %u", state.opened, state.started, state.stopped,
 	       state.closed);

@@ -20,6 +20,7 @@
 struct blk_request;
 struct error;
 struct loop;
+struct names_policy;
 struct storage;
 struct qcow2_image;
 struct qcow2_queue;
@@ -30,6 +31,12 @@ struct qcow2_options {
 	unsigned max_inflight;	   /* requests in flight over all queues; 0: 256 */
 	uint64_t writeback_delay_ms; /* dirty metadata is written back after this; 0: the default */
 	bool no_lock;		   /* QEMU's image locks are not taken: somebody else holds them */
+	/*
+	 * For the files that the image names (storage/names.h): where it is itself, absolute; NULL: an image
+	 * that names any is refused. And what the user allows; NULL: its own folder and below.
+	 */
+	const char *image_path;
+	const struct names_policy *names;
 	/*
 	 * How long a writable open waits for I/O of a killed process that may still reach the file
 	 * (storage_claim()).

@@ -37,6 +37,8 @@ enum {
 	OPT_SIZE,
 	OPT_RECOVERY,
 	OPT_WRITEBACK_DELAY,
+	OPT_BACKING_DIR,
+	OPT_BACKING_ANY,
 };
 
 static const struct option long_options[] = {
@@ -53,6 +55,8 @@ static const struct option long_options[] = {
 	{"size", required_argument, NULL, OPT_SIZE},
 	{"recovery", required_argument, NULL, OPT_RECOVERY},
 	{"writeback-delay", required_argument, NULL, OPT_WRITEBACK_DELAY},
+	{"backing-dir", required_argument, NULL, OPT_BACKING_DIR},
+	{"backing-any", no_argument, NULL, OPT_BACKING_ANY},
 	CLI_LONG_HELP,
 	{0},
 };
@@ -63,6 +67,7 @@ struct add {
 	char *path;	   /* absolute, links followed */
 	bool foreground;
 	bool have_size;
+	struct cli_names names;
 };
 
 /* ---- options ---- */
@@ -130,6 +135,11 @@ static int option_set(const struct cli_command *cmd, struct add *add, int option
 	case OPT_WRITEBACK_DELAY:
 		o->writeback_delay_ms =
 			cli_number_arg(cmd, "--writeback-delay", value, 1, WRITEBACK_DELAY_MS_MAX);
+		break;
+	case OPT_BACKING_DIR:
+		return cli_backing_dir(cmd, &add->names, value);
+	case OPT_BACKING_ANY:
+		add->names.policy.any = true;
 		break;
 	case OPT_SIZE:
 		o->size_bytes = cli_size_arg(cmd, "--size", value);
@@ -247,6 +257,7 @@ static int run(const struct cli_command *cmd, int argc, char **argv)
 
 	add.config.target_options = (struct target_options){
 		.direct = true,
+		.names = &add.names.policy,
 		.queues = QUEUES_DEFAULT,
 		.depth = DEPTH_DEFAULT,
 	};
@@ -265,6 +276,7 @@ static int run(const struct cli_command *cmd, int argc, char **argv)
 	ret = add_run(&add, &err);
 	status = ret ? add_fail(&add, &err, ret) : CLI_OK;
 	free(add.path);
+	cli_names_free(&add.names);
 	return status;
 }
 
@@ -290,6 +302,9 @@ const struct cli_command cli_command_add = {
 		"      --writeback-delay MS how long changed metadata stays in memory without a flush (1000)\n"
 		"      --recovery POLICY    what a killed daemon means for the device (ublk, in the background):\n"
 		"                           reissue: another one goes on; off: it goes away (reissue)\n"
+		"      --backing-dir DIR    names in IMAGE (backing file, data file) may also lead to DIR and below,\n"
+		"                           not only to IMAGE's own folder and below; may be repeated\n"
+		"      --backing-any        names in IMAGE may lead anywhere\n"
 		"      --no-loop            fuse: leave a raw file, without a loop device on it; needs no root\n"
 		"      --size BYTES         size of the null target\n"
 		"      --foreground         stay, and log to standard error\n"

@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/size.h"
 #include "base/text.h"
@@ -136,4 +137,32 @@ void cli_print_name(FILE *out, const char *name)
 
 	fputs(text ? text : "?", out);
 	free(text);
+}
+
+int cli_backing_dir(const struct cli_command *cmd, struct cli_names *names, const char *dir)
+{
+	struct names_policy *p = &names->policy;
+	struct stat st;
+	char *path;
+
+	if (p->nr_dirs == NAMES_DIRS_MAX)
+		return cli_usage(cmd, "--backing-dir more than %d times", NAMES_DIRS_MAX);
+	path = realpath(dir, NULL);
+	if (!path || stat(path, &st)) {
+		free(path);
+		return cli_error(dir, "%s", strerror(errno));
+	}
+	if (!S_ISDIR(st.st_mode)) {
+		free(path);
+		return cli_error(dir, "%s", strerror(ENOTDIR));
+	}
+	p->dirs[p->nr_dirs++] = path;
+	return CLI_OK;
+}
+
+void cli_names_free(struct cli_names *names)
+{
+	for (unsigned i = 0; i < names->policy.nr_dirs; i++)
+		free((char *)(uintptr_t)names->policy.dirs[i]);
+	names->policy.nr_dirs = 0;
 }

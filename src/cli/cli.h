@@ -15,6 +15,7 @@
 #include <stdio.h>
 
 #include "base/error.h"
+#include "storage/names.h"
 
 #define CLI_VERSION "0.1.0"
 
@@ -57,6 +58,14 @@ int cli_fail(const char *subject, const struct error *err, int ret);
 uint64_t cli_size_arg(const struct cli_command *cmd, const char *option, const char *text);
 unsigned cli_number_arg(const struct cli_command *cmd, const char *option, const char *text,
 			unsigned min, unsigned max);
+
+/* --backing-dir and --backing-any. The folders' names are the structure's. */
+struct cli_names {
+	struct names_policy policy;
+};
+/* Takes a folder, which must exist; CLI_OK, or an error that was printed. */
+int cli_backing_dir(const struct cli_command *cmd, struct cli_names *names, const char *dir);
+void cli_names_free(struct cli_names *names);
 
 /*
  * Whoever wrote it, a name is printed such that it is one line and moves no cursor: see text.h.

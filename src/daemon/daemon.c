@@ -43,6 +43,7 @@
 #include "daemon/statedir.h"
 #include "daemon/supervise.h"
 #include "qcow2.h"
+#include "storage/names.h"
 
 struct daemon {
 	struct daemon_config config;
@@ -166,6 +167,27 @@ static int entry_register(struct daemon *d, struct error *err)
 	return ret;
 }
 
+/* A supervisor that is not there any more must not make the next daemon allow more, or less. */
+static int entry_fill_names(struct entry *e, const struct names_policy *names, struct error *err)
+{
+	char *end = e->backing_dirs;
+
+	if (!names)
+		return 0;
+	e->backing_any = names->any;
+	for (unsigned i = 0; i < names->nr_dirs; i++) {
+		size_t len = strlen(names->dirs[i]) + 1;
+
+		if (len >= sizeof(e->backing_dirs) - (size_t)(end - e->backing_dirs))
+			return error_set(err, -ENAMETOOLONG,
+					 "the names of --backing-dir are longer than %zu bytes",
+					 sizeof(e->backing_dirs) - 1);
+		memcpy(end, names->dirs[i], len);
+		end += len;
+	}
+	return 0;
+}
+
 static int entry_fill(struct daemon *d, struct error *err)
 {
 	const struct target_options *o = &d->config.target_options;
@@ -196,8 +218,9 @@ static int entry_fill(struct daemon *d, struct error *err)
 		if (supervision->replay)
 			snprintf(e->device, sizeof(e->device), "/dev/ublkb%d", e->id);
 	}
-	if (!o->path)
-		return 0;
+	ret = entry_fill_names(e, o->names, err);
+	if (ret || !o->path)
+		return ret;
 	if (stat(o->path, &st))
 		return error_set(err, -errno, "%s", strerror(errno));
 	entry_image_id(e->image_id, &st);

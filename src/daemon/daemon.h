@@ -8,6 +8,7 @@
 #include <stdbool.h>
 
 #include "base/error.h"
+#include "storage/names.h"
 #include "target/frontend.h"
 #include "target/target.h"
 
@@ -29,6 +30,7 @@ struct daemon_config {
 	/* For a supervisor (supervise.h): the entry of a device that waits, and who holds its locks. */
 	const char *resume_key;
 	bool locks_inherited;
+	struct names_policy names; /* what supervise_config() points target_options.names to */
 	/* Set in its workers. */
 	const struct supervision *supervision;
 };

@@ -116,6 +116,19 @@ static json_t *bytes_json(const char *name)
 	return value;
 }
 
+static json_t *dirs_json(const struct entry *e)
+{
+	json_t *a = json_array();
+
+	for (const char *dir = e->backing_dirs; *dir; dir += strlen(dir) + 1) {
+		if (json_array_append_new(a, bytes_json(dir))) {
+			json_decref(a);
+			return NULL;
+		}
+	}
+	return a;
+}
+
 static char *file_text(const struct entry *e)
 {
 	json_t *o = entry_to_json(e);
@@ -132,7 +145,9 @@ static char *file_text(const struct entry *e)
 	put(o, "supervisor_ticks", json_integer((json_int_t)e->supervisor.start_ticks));
 	put(o, "cache_size", json_integer((json_int_t)e->cache_size_bytes));
 	put(o, "writeback_delay_ms", json_integer((json_int_t)e->writeback_delay_ms));
-	if (json_object_size(o) == keys + 8)
+	put(o, "backing_any", json_boolean(e->backing_any));
+	put(o, "backing_dirs", dirs_json(e));
+	if (json_object_size(o) == keys + 10)
 		text = json_dumps(o, JSON_INDENT(4));
 	json_decref(o);
 	return text;
@@ -205,9 +220,9 @@ static int string_get(const json_t *o, const char *key, char *out, size_t size)
 	return 0;
 }
 
-static int bytes_get(const json_t *o, const char *key, char *out, size_t size)
+static int bytes_value(const json_t *value, char *out, size_t size)
 {
-	const char *text = json_string_value(json_object_get(o, key));
+	const char *text = json_string_value(value);
 	size_t len = text ? strlen(text) : 0;
 
 	if (!text || len % 2 || len / 2 >= size)
@@ -220,6 +235,31 @@ static int bytes_get(const json_t *o, const char *key, char *out, size_t size)
 		out[i] = (char)byte;
 	}
 	out[len / 2] = '\0';
+	return 0;
+}
+
+static int bytes_get(const json_t *o, const char *key, char *out, size_t size)
+{
+	return bytes_value(json_object_get(o, key), out, size);
+}
+
+static int dirs_get(const json_t *o, struct entry *e)
+{
+	const json_t *a = json_object_get(o, "backing_dirs");
+	size_t at = 0;
+
+	if (!json_is_array(a))
+		return -EINVAL;
+	for (size_t i = 0; i < json_array_size(a); i++) {
+		/* one byte stays for the end of the list */
+		if (at + 1 >= sizeof(e->backing_dirs) ||
+		    bytes_value(json_array_get(a, i), e->backing_dirs + at,
+				sizeof(e->backing_dirs) - 1 - at) ||
+		    !e->backing_dirs[at])
+			return -EINVAL;
+		at += strlen(e->backing_dirs + at) + 1;
+	}
+	e->backing_dirs[at] = '\0';
 	return 0;
 }
 
@@ -266,7 +306,7 @@ static int entry_from_json(struct entry *e, const json_t *o)
 	    integer_get(o, "started", 0, INT64_MAX, &e->started) ||
 	    integer_get(o, "supervisor_ticks", 0, INT64_MAX, &sup_ticks) ||
 	    integer_get(o, "cache_size", 0, INT64_MAX, &cache_size) ||
-	    integer_get(o, "writeback_delay_ms", 0, INT64_MAX, &delay))
+	    integer_get(o, "writeback_delay_ms", 0, INT64_MAX, &delay) || dirs_get(o, e))
 		return -EINVAL;
 	if (!json_is_null(json_object_get(o, "supervisor")) &&
 	    integer_get(o, "supervisor", 1, INT_MAX, &sup_pid))
@@ -278,6 +318,7 @@ static int entry_from_json(struct entry *e, const json_t *o)
 	}
 	e->cache_size_bytes = (uint64_t)cache_size;
 	e->writeback_delay_ms = (uint64_t)delay;
+	e->backing_any = json_is_true(json_object_get(o, "backing_any"));
 	e->recovery = json_is_true(json_object_get(o, "recovery"));
 	if (!json_is_null(json_object_get(o, "id")) && integer_get(o, "id", 0, INT_MAX, &id))
 		return -EINVAL;

@@ -34,6 +34,8 @@ enum entry_state {
 };
 
 #define ENTRY_KEY_MAX 48
+/* For all folders of --backing-dir together, each with its NUL, and one more. */
+#define ENTRY_DIRS_BYTES 8192
 
 struct entry {
 	char key[ENTRY_KEY_MAX];
@@ -52,6 +54,9 @@ struct entry {
 	bool direct;
 	bool recovery; /* the device outlives its daemon */
 	uint64_t cache_size_bytes, writeback_delay_ms; /* as asked for; 0: default */
+	/* where names in the image may lead (storage/names.h): folders one after the other, ended by "" */
+	char backing_dirs[ENTRY_DIRS_BYTES];
+	bool backing_any;
 	int64_t started; /* seconds since 1970 */
 };
 

@@ -371,6 +371,11 @@ int supervise_config(struct daemon_config *config, const struct entry *e, struct
 				.size_bytes = e->image[0] ? 0 : e->size_bytes,
 			},
 	};
+	config->names.any = e->backing_any;
+	for (const char *dir = e->backing_dirs; *dir && config->names.nr_dirs < NAMES_DIRS_MAX;
+	     dir += strlen(dir) + 1)
+		config->names.dirs[config->names.nr_dirs++] = dir;
+	config->target_options.names = &config->names;
 	if (!e->recovery || e->id < 0 || !config->target || !config->frontend ||
 	    !config->frontend->can_recover)
 		return error_set(err, -EINVAL, "was made without recovery");

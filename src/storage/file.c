@@ -709,7 +709,7 @@ int storage_file_open(struct storage **out, const char *path,
 	f->st.ops = &file_ops;
 	f->fd = f->zero_fd = -1;
 	pthread_mutex_init(&f->attach_lock, NULL);
-	f->name = printable_copy(path);
+	f->name = printable_copy(opts->name ? opts->name : path);
 	f->st.name = f->name;
 	if (!f->name) {
 		ret = error_set(err, -ENOMEM, "out of memory");

@@ -149,6 +149,7 @@ struct storage_file_options {
 	bool direct; /* O_DIRECT if the file system has it; see storage.direct for the outcome */
 	bool create; /* a new empty file; -EEXIST if there is one */
 	bool exclusive_device; /* O_EXCL for a block device, so that a mounted one is refused */
+	const char *name; /* for messages, where the path says nothing; NULL: the path */
 };
 
 int storage_file_open(struct storage **out, const char *path,

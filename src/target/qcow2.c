@@ -47,6 +47,8 @@ static int open_image(struct qcow2_target *qt, struct storage **st, const struct
 		.cache_size_bytes = opts->cache_size_bytes,
 		.writeback_delay_ms = opts->writeback_delay_ms,
 		.max_inflight = opts->queues * opts->depth,
+		.image_path = opts->path,
+		.names = opts->names,
 	};
 	const struct target_recovery *recovery = opts->recovery;
 	int ret = storage_file_open(st, opts->path, &file, err);

@@ -23,6 +23,7 @@
 #include "base/error.h"
 
 struct loop;
+struct names_policy;
 struct target;
 
 /*
@@ -49,6 +50,7 @@ struct target_options {
 	uint64_t cache_size_bytes; /* 0: the target's default */
 	uint64_t writeback_delay_ms; /* of dirty metadata; 0: the target's default */
 	uint64_t size_bytes;	   /* null: device size; 0: default */
+	const struct names_policy *names; /* for files that the image names; NULL: the default */
 	const struct target_recovery *recovery; /* NULL: none */
 };
 

@@ -77,6 +77,8 @@ static void entry_make(struct entry *e)
 	e->direct = true;
 	e->started = 1234567890123;
 	e->recovery = true;
+	e->backing_any = true;
+	memcpy(e->backing_dirs, "/a\n\xff\0/b c\0", sizeof("/a\n\xff\0/b c\0"));
 	e->cache_size_bytes = 123456;
 	e->writeback_delay_ms = 789;
 	e->supervisor = e->process;

@@ -73,6 +73,7 @@ void cli_names_free(struct cli_names *names);
 void cli_print_name(FILE *out, const char *name);
 
 extern const struct cli_command cli_command_add;
+extern const struct cli_command cli_command_bench;
 extern const struct cli_command cli_command_check;
 extern const struct cli_command cli_command_create;
 extern const struct cli_command cli_command_del;

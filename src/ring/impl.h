@@ -114,6 +114,7 @@ struct loop {
 	/* the loop's thread only */
 	struct list timers; /* sorted by deadline */
 	uint64_t now_ns;
+	uint64_t enters;
 	void (*idle_fn)(void *arg);
 	void *idle_arg;
 	struct loop_done *done; /* a circular queue of done_mask + 1 */

@@ -63,6 +63,11 @@ uint64_t loop_now_ns(const struct loop *loop)
 	return loop->now_ns;
 }
 
+uint64_t loop_enters(const struct loop *loop)
+{
+	return loop->enters;
+}
+
 static uint64_t clock_ns(void)
 {
 	struct timespec ts;
@@ -350,6 +355,7 @@ static struct io_uring_sqe *loop_sqe_slow(struct loop *loop)
 
 	assert(loop->enabled);
 	for (;;) {
+		loop->enters++;
 		ret = io_uring_submit_and_get_events(&loop->ring);
 		sqe = io_uring_get_sqe(&loop->ring);
 		if (sqe)
@@ -474,6 +480,7 @@ static int ring_enter(struct loop *loop)
 		}
 	}
 	deadline_ns = loop_next_deadline_ns(loop);
+	loop->enters++;
 	if (!wait) {
 		ret = io_uring_submit_and_get_events(&loop->ring);
 	} else if (deadline_ns == UINT64_MAX && loop->wait_max_ns == UINT64_MAX) {

@@ -68,6 +68,9 @@ uint64_t loop_next_deadline_ns(const struct loop *loop);
 /* Monotonic; of the turn's start for a ring, of loop_advance() without one. */
 uint64_t loop_now_ns(const struct loop *loop);
 
+/* How often the ring was entered, which is how many system calls its I/O took. */
+uint64_t loop_enters(const struct loop *loop);
+
 /* ---- I/O ---- */
 
 struct loop_op {

@@ -353,6 +353,9 @@ static int make_parts(struct qcow2_image *img, const struct qcow2_options *opts,
 	img->scratch = aligned_alloc(4096, max_of(img->cluster_bytes, 4096u));
 	if (!img->zeros || !img->scratch)
 		return error_set(err, -ENOMEM, "no memory for the image's buffers");
+	ret = work_pool_create(&img->workers, 0, err);
+	if (ret)
+		return ret;
 	ret = make_caches(img, opts, err);
 	if (ret)
 		return ret;
@@ -393,6 +396,7 @@ static void image_free(struct qcow2_image *img)
 	if (img->zeros)
 		munmap(img->zeros, ZEROS_BYTES);
 	free(img->scratch);
+	work_pool_destroy(img->workers);
 	pthread_mutex_destroy(&img->queues_lock);
 	free(img);
 }

@@ -39,6 +39,7 @@
 #include "qcow2/reclog.h"
 #include "qcow2/writeback.h"
 #include "ring/co.h"
+#include "ring/workers.h"
 #include "storage/storage.h"
 
 /* A resident table of big-endian 64-bit entries, and what of it is on disk or about to be. */
@@ -52,10 +53,10 @@ struct table {
 	 * entry made after it is not written with its neighbours (rule 2). Whole blocks long.
 	 */
 	be64_t *disk;
-	uint64_t disk_bytes;	/* of disk[], as the file has it */
-	uint64_t max_bytes;	/* that it may grow to, in place */
-	uint64_t *pending;	/* a bit for each entry that differs from disk[] */
-	uint64_t *write;	/* a bit for each block of disk[] that is to be written */
+	uint64_t disk_bytes; /* of disk[], as the file has it */
+	uint64_t max_bytes;  /* that it may grow to, in place */
+	uint64_t *pending;   /* a bit for each entry that differs from disk[] */
+	uint64_t *write;     /* a bit for each block of disk[] that is to be written */
 	uint64_t pending_count, write_count;
 };
 
@@ -74,26 +75,28 @@ struct qcow2_image {
 	struct storage *st;
 	struct qcow2_header hdr;
 	bool read_only;
-	uint64_t size_bytes;	/* guest */
+	uint64_t size_bytes; /* guest */
 	unsigned cluster_bits;
 	uint32_t cluster_bytes;
 	uint32_t slice_bytes;
-	unsigned l2_bits;	    /* log2 of the entries of an L2 table */
-	unsigned l2_slice_bits;	    /* log2 of the entries of a slice of one */
-	unsigned rb_bits;	    /* log2 of the entries of a refcount block */
-	unsigned rc_slice_bits;	    /* log2 of the entries of a slice of one */
+	unsigned l2_bits;	/* log2 of the entries of an L2 table */
+	unsigned l2_slice_bits; /* log2 of the entries of a slice of one */
+	unsigned rb_bits;	/* log2 of the entries of a refcount block */
+	unsigned rc_slice_bits; /* log2 of the entries of a slice of one */
 	unsigned refcount_order;
 	uint64_t refcount_max;
-	uint64_t hclusters_max;	    /* host clusters that the file may ever have */
-	void *zeros;	/* ZEROS_BYTES, never written to */
-	void *scratch;	/* a cluster, under alloc_lock */
+	uint64_t hclusters_max; /* host clusters that the file may ever have */
+	void *zeros;		/* ZEROS_BYTES, never written to */
+	void *scratch;		/* a cluster, under alloc_lock */
 
+	struct work_pool
+		*workers;	/* for what burns CPU; its threads start when there is such work */
 	struct loop *meta_loop; /* NULL: no loop runs */
 	struct qcow2_queue *queues[QUEUES_MAX];
 	unsigned nr_queues;
 	pthread_mutex_t queues_lock; /* queues come and go on their own threads */
 
-	uint64_t gone_writes;	     /* of queues that are gone */
+	uint64_t gone_writes; /* of queues that are gone */
 
 	struct table l1;
 	struct table rt;
@@ -114,8 +117,8 @@ struct qcow2_image {
 	uint64_t foreign_bytes;	  /* it was found longer than extended_bytes: this long */
 	uint8_t *group_free;	  /* for each refcount slice: whether it may have free clusters */
 	uint64_t groups;
-	uint64_t group_hint;	  /* no group below has */
-	uint64_t reuse_hcluster;  /* where the search in the group in use goes on */
+	uint64_t group_hint;	 /* no group below has */
+	uint64_t reuse_hcluster; /* where the search in the group in use goes on */
 	bool scan_started, scan_stop;
 	struct co_task scan_task;
 	bool scan_running;
@@ -168,7 +171,7 @@ static inline int image_call(struct qcow2_image *img, int (*fn)(void *arg), void
 
 /* Says once in a while that the image is broken, and where. */
 __attribute__((format(printf, 2, 3))) void image_corrupt(struct qcow2_image *img, const char *fmt,
-							  ...);
+							 ...);
 
 /* Something is to be written back: the timer is set. */
 void image_metadata_dirtied(struct qcow2_image *img);

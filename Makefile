@@ -100,7 +100,7 @@ include tests/fuzz/fuzz.mk
 UNIT_SRCS := $(wildcard tests/unit/test_*.c)
 UNIT_BINS := $(patsubst %.c,$(BUILD)/%,$(UNIT_SRCS))
 TOOL_BINS := $(patsubst %.c,$(BUILD)/%,$(filter-out tests/tools/qcow2-io.c,$(wildcard tests/tools/*.c)))
-LINKED_BINS := $(addprefix $(BUILD)/tests/,tools/qcow2-io diff/make-script badimages/make-bad)
+LINKED_BINS := $(addprefix $(BUILD)/tests/,tools/qcow2-io diff/make-script badimages/make-bad budget/budget)
 TEST_BINS := $(UNIT_BINS) $(TOOL_BINS) $(LINKED_BINS) $(REPLAY_BINS)
 
 $(UNIT_BINS): $(BUILD)/%: $(BUILD)/%.o $(LIB)
@@ -158,6 +158,7 @@ objs = $(patsubst %.c,$(BUILD)/%.o,$(wildcard $(1)))
 $(BUILD)/tests/tools/qcow2-io: $(call objs,tests/tools/qcow2-io.c tests/tools/io/*.c) $(LIB)
 $(BUILD)/tests/diff/make-script: $(call objs,tests/diff/*.c)
 $(BUILD)/tests/badimages/make-bad: $(call objs,tests/badimages/*.c)
+$(BUILD)/tests/budget/budget: $(call objs,tests/budget/*.c) $(LIB)
 $(LINKED_BINS):
 	$(call say,LINK)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)

@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * memory.h: a storage in memory whose completions come through the loop's io_uring, as a file's do.
+ *
+ * An I/O is performed when it is submitted, and completed by a no-operation on the ring. So everything
+ * above the storage runs as it does over a file, and nothing depends on a file system or a disk.
+ */
+#ifndef TESTS_BUDGET_MEMORY_H
+#define TESTS_BUDGET_MEMORY_H
+
+#include "storage/storage.h"
+
+/* A copy of the file at @path, which it may not outgrow; NULL: it could not be read. */
+struct storage *memory_load(const char *path);
+
+#endif

@@ -59,6 +59,13 @@ struct qcow2_options {
 
 #define QCOW2_LOG_BYTES (8 * 1024 * 1024)
 
+/*
+ * For who watches over the process that has the image open, when that one has died: a sync of the image
+ * has failed with -@error, so that no FLUSH succeeds any more (log_recover finds it). -EINVAL: this is
+ * no log.
+ */
+int qcow2_log_sync_failed(void *log_base, uint64_t log_bytes, int error);
+
 /* Whether the @len bytes at @head, the start of a file, are a qcow2 image's. */
 bool qcow2_probe(const void *head, size_t len);
 

@@ -2,6 +2,7 @@
 /*
  * main.c: finds the subcommand and runs it. The table below is all there is to add a new one.
  */
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/log.h"
@@ -50,10 +51,10 @@ static const struct cli_command *command_find(const char *name)
 }
 
 /* Not for people: what a supervisor runs to become another version of itself. */
-static int supervise_main(const char *key)
+static int supervise_main(const char *key, const char *held_fd)
 {
 	struct error err = {0};
-	int ret = daemon_resume(key, &err);
+	int ret = daemon_resume(key, held_fd ? atoi(held_fd) : -1, &err);
 
 	log_err("%s", error_text(&err, ret));
 	return CLI_FAILED;
@@ -86,8 +87,8 @@ static int run(int argc, char **argv)
 		argc = 3;
 		word = argv[1];
 	}
-	if (strcmp(word, SUPERVISE_COMMAND) == 0 && argc == 3)
-		return supervise_main(argv[2]);
+	if (strcmp(word, SUPERVISE_COMMAND) == 0 && (argc == 3 || argc == 4))
+		return supervise_main(argv[2], argv[3]);
 	cmd = command_find(word);
 	if (!cmd) {
 		cli_note(NULL, "unknown %s '%s' (see 'ublk-qcow2 --help')",

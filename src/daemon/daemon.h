@@ -31,6 +31,7 @@ struct daemon_config {
 	const char *resume_key;
 	bool locks_inherited;
 	struct names_policy names; /* what supervise_config() points target_options.names to */
+	int held_fd; /* + 1: the descriptor that holds them; 0: none */
 	/* Set in its workers. */
 	const struct supervision *supervision;
 };
@@ -87,8 +88,8 @@ int daemon_conflicts(const struct daemon_config *config, const struct statedir *
 int daemon_recover(const struct entry *e, struct daemon_report *report, struct error *err) must_check;
 /*
  * This process becomes the supervisor of the device with entry @key, whose former supervisor ran this
- * program in its place. Returns an exit status.
+ * program in its place, and left it descriptor @held_fd (-1: none). Returns an exit status.
  */
-int daemon_resume(const char *key, struct error *err);
+int daemon_resume(const char *key, int held_fd, struct error *err);
 
 #endif

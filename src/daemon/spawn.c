@@ -358,7 +358,7 @@ int daemon_recover(const struct entry *e, struct daemon_report *report, struct e
 	return ret ? ret : daemon_spawn(&config, report, err);
 }
 
-int daemon_resume(const char *key, struct error *err)
+int daemon_resume(const char *key, int held_fd, struct error *err)
 {
 	struct daemon_config config = {0};
 	struct entry_list list = {0};
@@ -379,6 +379,7 @@ int daemon_resume(const char *key, struct error *err)
 	if (ret)
 		return error_set(err, ret, "there is no device to supervise");
 	config.locks_inherited = true;
+	config.held_fd = held_fd + 1;
 	statedir_close(&dir);
 	return supervise(&config, worker_alone, NULL, err);
 }

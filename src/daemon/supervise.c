@@ -16,6 +16,10 @@
  *  4. A worker never serves a device that it took over without having replayed the log (the target's
  *     open fails otherwise).
  *  5. Workers that die again and again are not started for ever: WORKERS_MAX in WORKERS_SPAN_MS.
+ *  6. (rule 6) Before a worker takes over, the dead one's I/O is over, and the supervisor has asked the
+ *     kernel, by syncing on its own description, whether anything could not be written since that was
+ *     opened. The dead worker may have been told, or its ring, when nobody listened any more; the next
+ *     one would not be. The answer is in the log before the next worker starts.
  */
 #include "daemon/supervise.h"
 
@@ -42,12 +46,14 @@
 #define LOCK_WAIT_MS	   10000 /* for a dead worker's last I/O, where its own locks are in the way */
 #define NAME_WAIT_MS	   1000
 #define UPGRADE_TIMEOUT_MS 60000
+#define SETTLE_WAIT_MS	   60000 /* for a dead worker's I/O, until it is said that it takes long */
 
 struct supervisor {
 	struct daemon_config config;
 	struct supervision supervision;
 	struct statedir dir;
-	struct storage *storage; /* holds the locks; NULL: no image */
+	struct storage *storage; /* holds the locks; NULL: no image, or another program opened it */
+	int held_fd;		 /* the description that does; -1: no image */
 	_Atomic int *shared;
 	pid_t worker;
 	uint64_t deaths_ms[WORKERS_MAX]; /* the last ones, round and round */
@@ -90,6 +96,8 @@ static int image_lock(struct supervisor *s, struct error *err)
 			return ret;
 		again = ret == -EAGAIN &&
 			waited_ms < (s->supervision.replay ? LOCK_WAIT_MS : NAME_WAIT_MS);
+		if (!ret)
+			s->held_fd = storage_file_fd(s->storage);
 		if (!again)
 			return ret ? error_set(err, ret, "%s", error_text(&why, ret)) : 0;
 		ret = 0;
@@ -152,8 +160,8 @@ static int worker_start(struct supervisor *s, int (*worker_main)(const struct da
 	if (s->worker)
 		return s->worker < 0 ? -errno : 0;
 	/* what the supervisor holds, the worker must not: its own I/O is told by its own description */
-	if (s->storage)
-		close(storage_file_fd(s->storage));
+	if (s->held_fd >= 0)
+		close(s->held_fd);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	_exit(worker_main(&s->config));
@@ -212,12 +220,69 @@ static int worker_ended(struct supervisor *s, int status)
 	return 1;
 }
 
+/* What the log says of syncs from now on. */
+static int log_sync_failed(struct supervisor *s, int error)
+{
+	void *base;
+	int ret;
+
+	if (s->supervision.log_fd < 0)
+		return 0;
+	base = mmap(NULL, QCOW2_LOG_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, s->supervision.log_fd,
+		    0);
+	if (base == MAP_FAILED)
+		return -errno;
+	ret = qcow2_log_sync_failed(base, QCOW2_LOG_BYTES, error);
+	munmap(base, QCOW2_LOG_BYTES);
+	return ret;
+}
+
+/* Invariant 6. -ETIMEDOUT: a dead worker's I/O is still under way. */
+static int image_settle(struct supervisor *s, struct error *err)
+{
+	const char *path = s->config.target_options.path;
+	int ret, sync_ret = 0;
+
+	if (s->held_fd < 0 || s->config.target_options.read_only)
+		return 0;
+	ret = storage_file_settle(s->held_fd, path, SETTLE_WAIT_MS, &sync_ret, err);
+	if (ret || !sync_ret)
+		return ret;
+	log_err("%s: what was written could not be made durable (%s): nothing can be from now on; detach "
+		"the device and check the image",
+		path, error_text(NULL, sync_ret));
+	ret = log_sync_failed(s, -sync_ret);
+	return ret ? error_set(err, ret, "the recovery log cannot be used: %s", strerror(-ret)) : 0;
+}
+
+/* The same between two workers, for as long as it takes; false: no other one is to be started. */
+static bool image_settle_waiting(struct supervisor *s)
+{
+	const struct timespec at_once = {0};
+	sigset_t end;
+
+	sigemptyset(&end);
+	sigaddset(&end, SIGTERM);
+	sigaddset(&end, SIGINT);
+	for (;;) {
+		struct error err = {0};
+		int ret = image_settle(s, &err);
+
+		if (!ret)
+			return true;
+		log_err("/dev/ublkb%d waits: %s", s->config.id, error_text(&err, ret));
+		if (ret != -ETIMEDOUT || sigtimedwait(&end, NULL, &at_once) > 0)
+			return false;
+	}
+}
+
 /* Becomes the program that asked for it; returns only if that fails. */
 static void supervisor_exec(struct supervisor *s)
 {
 	char name[ENTRY_KEY_MAX + 8], path[PATH_MAX + 1];
 	char command[] = SUPERVISE_COMMAND, program[] = "ublk-qcow2";
-	char *argv[] = {program, command, s->supervision.key, NULL};
+	char held[16];
+	char *argv[] = {program, command, s->supervision.key, held, NULL};
 	ssize_t len = -1;
 	int fd;
 
@@ -233,13 +298,14 @@ static void supervisor_exec(struct supervisor *s)
 		return;
 	}
 	path[len] = '\0';
-	/* Invariant 1: the locks live on in a descriptor that nobody needs to know. */
-	if (s->storage)
-		fcntl(storage_file_fd(s->storage), F_SETFD, 0);
+	/* Invariants 1 and 6: the description lives on. */
+	snprintf(held, sizeof(held), "%d", s->held_fd);
+	if (s->held_fd >= 0)
+		fcntl(s->held_fd, F_SETFD, 0);
 	execv(path, argv);
 	log_err("upgrade: cannot run %s: %s", path, strerror(errno));
-	if (s->storage)
-		fcntl(storage_file_fd(s->storage), F_SETFD, FD_CLOEXEC);
+	if (s->held_fd >= 0)
+		fcntl(s->held_fd, F_SETFD, FD_CLOEXEC);
 }
 
 /* Waits until the worker has ended; its status. */
@@ -264,12 +330,17 @@ static int worker_wait(struct supervisor *s, bool *upgrade)
 static int workers_run(struct supervisor *s, int (*worker_main)(const struct daemon_config *config),
 		       void (*started)(void))
 {
+	bool again = false;
 	int next = 1;
 
 	while (next == 1) {
 		bool upgrade;
-		int status, ret = worker_start(s, worker_main);
+		int status, ret;
 
+		if (again && !image_settle_waiting(s))
+			return 1;
+		again = true;
+		ret = worker_start(s, worker_main);
 		if (ret) {
 			log_err("cannot start a daemon: %s", strerror(-ret));
 			return 1;
@@ -320,10 +391,15 @@ static int supervisor_init(struct supervisor *s, struct error *err)
 		return error_set(err, -errno, "mmap: %s", strerror(errno));
 	s->supervision.live_id = s->shared;
 	s->config.supervision = &s->supervision;
+	s->held_fd = s->config.held_fd - 1;
+	if (s->held_fd >= 0)
+		fcntl(s->held_fd, F_SETFD, FD_CLOEXEC);
 	if (!s->config.locks_inherited)
 		ret = image_lock(s, err);
 	if (!ret)
 		ret = log_open_file(s, err);
+	if (!ret && s->supervision.replay)
+		ret = image_settle(s, err);
 	return ret;
 }
 
@@ -335,6 +411,7 @@ int supervise(const struct daemon_config *config,
 		.config = *config,
 		.dir = {.fd = -1, .lock_fd = -1},
 		.supervision = {.log_fd = -1},
+		.held_fd = -1,
 	};
 	int ret = supervisor_init(&s, err), status;
 

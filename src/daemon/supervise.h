@@ -4,7 +4,7 @@
  *
  * With recovery on, what `add` leaves in the background are two processes: the *supervisor*, which
  * waits, and its child, the *worker*, which is the daemon of daemon.h. The supervisor has no threads
- * and does no I/O.
+ * and no I/O but a sync of the image, between two workers.
  */
 #ifndef DAEMON_SUPERVISE_H
 #define DAEMON_SUPERVISE_H
@@ -46,7 +46,7 @@ int supervise_config(struct daemon_config *config, const struct entry *e, struct
  */
 int supervise_upgrade(const struct statedir *dir, const struct entry *e, struct error *err) must_check;
 
-/* What the supervisor runs to become another program: `ublk-qcow2 supervise KEY`. */
+/* What the supervisor runs to become another program: `ublk-qcow2 supervise KEY FD`. */
 #define SUPERVISE_COMMAND "supervise"
 
 #endif

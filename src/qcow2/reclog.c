@@ -215,6 +215,16 @@ void reclog_sync_failed(struct qcow2_image *img)
 		atomic_store(&img->reclog.header->sync_failed, (uint64_t)-img->wb.sync_failed);
 }
 
+int qcow2_log_sync_failed(void *log_base, uint64_t log_bytes, int error)
+{
+	struct reclog_header *h = log_base;
+
+	if (log_bytes < RECLOG_MIN_BYTES || h->magic != RECLOG_MAGIC)
+		return -EINVAL;
+	atomic_store(&h->sync_failed, (uint64_t)error);
+	return 0;
+}
+
 /* ---- replay ---- */
 
 /* What the log says of one guest cluster. */

@@ -524,6 +524,17 @@ static const struct storage_ops file_ops = {
 	.close = file_close,
 };
 
+int storage_file_settle(int fd, const char *name, unsigned timeout_ms, int *sync_ret,
+			struct error *err)
+{
+	int ret = image_lock_wait_claims(fd, name, timeout_ms, err);
+
+	if (ret)
+		return ret;
+	*sync_ret = fdatasync(fd) ? -errno : 0;
+	return 0;
+}
+
 int storage_file_fd(const struct storage *st)
 {
 	assert(st->ops == &file_ops);

@@ -273,6 +273,27 @@ void image_lock_drop(struct image_lock *lock, int fd)
 	lock_reduce(lock, fd, 0, 0);
 }
 
+int image_lock_wait_claims(int fd, const char *name, unsigned timeout_ms, struct error *err)
+{
+	const struct timespec pause = {.tv_nsec = CLAIM_POLL_MS * 1000000L};
+	int held;
+
+	for (unsigned waited_ms = 0;; waited_ms += CLAIM_POLL_MS) {
+		held = byte_held(fd, CLAIM_BYTE);
+		if (held <= 0 || waited_ms >= timeout_ms)
+			break;
+		nanosleep(&pause, NULL);
+	}
+	if (held > 0)
+		return error_set(err, -ETIMEDOUT,
+				 "%s: another process still has I/O to it under way after %u ms", name,
+				 timeout_ms);
+	/* A file system without such locks: there is no telling. */
+	if (!held || means_unsupported(held))
+		return 0;
+	return error_set(err, held, "%s: cannot ask for locks: %s", name, strerror(-held));
+}
+
 int image_lock_claim(int fd, const char *name, unsigned timeout_ms, struct error *err)
 {
 	const struct timespec pause = {.tv_nsec = CLAIM_POLL_MS * 1000000L};

@@ -27,6 +27,8 @@ int image_lock_set(struct image_lock *lock, int fd, const char *name, unsigned p
  * it for this one (open for writing), until its last reference is gone. -ETIMEDOUT.
  */
 int image_lock_claim(int fd, const char *name, unsigned timeout_ms, struct error *err) must_check;
+/* The same wait, without claiming anything. */
+int image_lock_wait_claims(int fd, const char *name, unsigned timeout_ms, struct error *err) must_check;
 void image_lock_drop(struct image_lock *lock, int fd);
 
 #endif

@@ -157,4 +157,13 @@ int storage_file_open(struct storage **out, const char *path,
 /* The file descriptor, for fstat() and locks; the storage's own, do not close. */
 int storage_file_fd(const struct storage *st);
 
+/*
+ * For a process that outlives those who write to a file, on a description of its own: waits like
+ * storage_claim(), but claims nothing (-ETIMEDOUT), and then syncs (*@sync_ret). The kernel tells each
+ * description once of an error in writing the file back, and one that is opened later not at all; so an
+ * error that only a process which has died was told, or nobody, is found here, if @fd is older than it.
+ */
+int storage_file_settle(int fd, const char *name, unsigned timeout_ms, int *sync_ret,
+			struct error *err) must_check;
+
 #endif

@@ -25,11 +25,22 @@ struct storage;
 struct qcow2_image;
 struct qcow2_queue;
 
+/* What a write of nothing but zeros becomes, as QEMU's detect-zeroes: */
+enum qcow2_detect_zeroes {
+	QCOW2_DETECT_ZEROES_OFF,   /* a write */
+	QCOW2_DETECT_ZEROES_ON,	   /* a WRITE_ZEROES with NOUNMAP */
+	QCOW2_DETECT_ZEROES_UNMAP, /* a WRITE_ZEROES */
+};
+
 struct qcow2_options {
 	bool read_only;
 	uint64_t cache_size_bytes; /* bound of the cached L2 slices and refcounts; 0: the default */
 	unsigned max_inflight;	   /* requests in flight over all queues; 0: 256 */
 	uint64_t writeback_delay_ms; /* dirty metadata is written back after this; 0: the default */
+	/* DISCARD does nothing, WRITE_ZEROES keeps its clusters, and nothing is punched out of the file */
+	bool discard_ignore;
+	/* Of writes whose payload is in memory: one in a registered buffer is not looked at. */
+	enum qcow2_detect_zeroes detect_zeroes;
 	bool no_lock;		   /* QEMU's image locks are not taken: somebody else holds them */
 	/*
 	 * For the files that the image names (storage/names.h): where it is itself, absolute; NULL: an image

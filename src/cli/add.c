@@ -39,6 +39,8 @@ enum {
 	OPT_WRITEBACK_DELAY,
 	OPT_BACKING_DIR,
 	OPT_BACKING_ANY,
+	OPT_DISCARD,
+	OPT_DETECT_ZEROES,
 };
 
 static const struct option long_options[] = {
@@ -55,6 +57,8 @@ static const struct option long_options[] = {
 	{"size", required_argument, NULL, OPT_SIZE},
 	{"recovery", required_argument, NULL, OPT_RECOVERY},
 	{"writeback-delay", required_argument, NULL, OPT_WRITEBACK_DELAY},
+	{"discard", required_argument, NULL, OPT_DISCARD},
+	{"detect-zeroes", required_argument, NULL, OPT_DETECT_ZEROES},
 	{"backing-dir", required_argument, NULL, OPT_BACKING_DIR},
 	{"backing-any", no_argument, NULL, OPT_BACKING_ANY},
 	CLI_LONG_HELP,
@@ -87,6 +91,23 @@ static int target_set(const struct cli_command *cmd, struct add *add, const char
 	add->config.target = target_find(name);
 	return add->config.target ? CLI_OK
 				  : cli_usage(cmd, "--target is qcow2, loop or null, not '%s'", name);
+}
+
+static int detect_zeroes_set(const struct cli_command *cmd, struct add *add, const char *value)
+{
+	static const char *const values[] = {
+		[QCOW2_DETECT_ZEROES_OFF] = "off",
+		[QCOW2_DETECT_ZEROES_ON] = "on",
+		[QCOW2_DETECT_ZEROES_UNMAP] = "unmap",
+	};
+
+	for (unsigned i = 0; i < ARRAY_LEN(values); i++) {
+		if (strcmp(value, values[i]) == 0) {
+			add->config.target_options.detect_zeroes = (enum qcow2_detect_zeroes)i;
+			return CLI_OK;
+		}
+	}
+	return cli_usage(cmd, "--detect-zeroes is off, on or unmap, not '%s'", value);
 }
 
 static int option_set(const struct cli_command *cmd, struct add *add, int option, const char *value)
@@ -136,6 +157,13 @@ static int option_set(const struct cli_command *cmd, struct add *add, int option
 		o->writeback_delay_ms =
 			cli_number_arg(cmd, "--writeback-delay", value, 1, WRITEBACK_DELAY_MS_MAX);
 		break;
+	case OPT_DISCARD:
+		if (strcmp(value, "unmap") != 0 && strcmp(value, "ignore") != 0)
+			return cli_usage(cmd, "--discard is unmap or ignore, not '%s'", value);
+		o->discard_ignore = strcmp(value, "ignore") == 0;
+		break;
+	case OPT_DETECT_ZEROES:
+		return detect_zeroes_set(cmd, add, value);
 	case OPT_BACKING_DIR:
 		return cli_backing_dir(cmd, &add->names, value);
 	case OPT_BACKING_ANY:
@@ -167,6 +195,12 @@ static int options_check(const struct cli_command *cmd, const struct add *add)
 		return cli_usage(cmd, "no image given");
 	if (add->have_size)
 		return cli_usage(cmd, "--size is for --target null");
+	if (c->target == &target_loop &&
+	    (c->target_options.discard_ignore || c->target_options.detect_zeroes))
+		return cli_usage(cmd, "--discard and --detect-zeroes are for --target qcow2");
+	if (c->target_options.discard_ignore &&
+	    c->target_options.detect_zeroes == QCOW2_DETECT_ZEROES_UNMAP)
+		return cli_usage(cmd, "--detect-zeroes unmap needs --discard unmap");
 	return CLI_OK;
 }
 
@@ -302,6 +336,10 @@ const struct cli_command cli_command_add = {
 		"      --writeback-delay MS how long changed metadata stays in memory without a flush (1000)\n"
 		"      --recovery POLICY    what a killed daemon means for the device (ublk, in the background):\n"
 		"                           reissue: another one goes on; off: it goes away (reissue)\n"
+		"      --discard MODE       unmap: DISCARD gives clusters and the file's space back; ignore: neither\n"
+		"                           DISCARD nor zeros written do (unmap)\n"
+		"      --detect-zeroes MODE a write of zeros is: off: a write; on: a WRITE_ZEROES that keeps the\n"
+		"                           space; unmap: one that gives it back (off)\n"
 		"      --backing-dir DIR    names in IMAGE (backing file, data file) may also lead to DIR and below,\n"
 		"                           not only to IMAGE's own folder and below; may be repeated\n"
 		"      --backing-any        names in IMAGE may lead anywhere\n"

@@ -21,6 +21,7 @@
 
 #include "base/math.h"
 #include "base/text.h"
+#include "qcow2.h"
 
 #define FILE_BYTES_MAX (64 * 1024)
 #define ENTRIES_MAX    65536
@@ -145,9 +146,11 @@ static char *file_text(const struct entry *e)
 	put(o, "supervisor_ticks", json_integer((json_int_t)e->supervisor.start_ticks));
 	put(o, "cache_size", json_integer((json_int_t)e->cache_size_bytes));
 	put(o, "writeback_delay_ms", json_integer((json_int_t)e->writeback_delay_ms));
+	put(o, "discard_ignore", json_boolean(e->discard_ignore));
+	put(o, "detect_zeroes", json_integer(e->detect_zeroes));
 	put(o, "backing_any", json_boolean(e->backing_any));
 	put(o, "backing_dirs", dirs_json(e));
-	if (json_object_size(o) == keys + 10)
+	if (json_object_size(o) == keys + 12)
 		text = json_dumps(o, JSON_INDENT(4));
 	json_decref(o);
 	return text;
@@ -288,7 +291,8 @@ static int state_get(const json_t *o, enum entry_state *out)
 
 static int entry_from_json(struct entry *e, const json_t *o)
 {
-	int64_t pid, ticks, size, queues, depth, cache_size, delay, sup_ticks, sup_pid = 0, id = -1;
+	int64_t pid, ticks, size, queues, depth, cache_size, delay, detect;
+	int64_t sup_ticks, sup_pid = 0, id = -1;
 	char cache[16];
 
 	if (state_get(o, &e->state) || string_get(o, "frontend", e->frontend, sizeof(e->frontend)) ||
@@ -306,7 +310,8 @@ static int entry_from_json(struct entry *e, const json_t *o)
 	    integer_get(o, "started", 0, INT64_MAX, &e->started) ||
 	    integer_get(o, "supervisor_ticks", 0, INT64_MAX, &sup_ticks) ||
 	    integer_get(o, "cache_size", 0, INT64_MAX, &cache_size) ||
-	    integer_get(o, "writeback_delay_ms", 0, INT64_MAX, &delay) || dirs_get(o, e))
+	    integer_get(o, "writeback_delay_ms", 0, INT64_MAX, &delay) ||
+	    integer_get(o, "detect_zeroes", 0, QCOW2_DETECT_ZEROES_UNMAP, &detect) || dirs_get(o, e))
 		return -EINVAL;
 	if (!json_is_null(json_object_get(o, "supervisor")) &&
 	    integer_get(o, "supervisor", 1, INT_MAX, &sup_pid))
@@ -318,6 +323,8 @@ static int entry_from_json(struct entry *e, const json_t *o)
 	}
 	e->cache_size_bytes = (uint64_t)cache_size;
 	e->writeback_delay_ms = (uint64_t)delay;
+	e->discard_ignore = json_is_true(json_object_get(o, "discard_ignore"));
+	e->detect_zeroes = (unsigned)detect;
 	e->backing_any = json_is_true(json_object_get(o, "backing_any"));
 	e->recovery = json_is_true(json_object_get(o, "recovery"));
 	if (!json_is_null(json_object_get(o, "id")) && integer_get(o, "id", 0, INT_MAX, &id))

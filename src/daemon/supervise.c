@@ -445,6 +445,8 @@ int supervise_config(struct daemon_config *config, const struct entry *e, struct
 				.depth = max_of(e->depth, 1u),
 				.cache_size_bytes = e->cache_size_bytes,
 				.writeback_delay_ms = e->writeback_delay_ms,
+				.discard_ignore = e->discard_ignore,
+				.detect_zeroes = (enum qcow2_detect_zeroes)e->detect_zeroes,
 				.size_bytes = e->image[0] ? 0 : e->size_bytes,
 			},
 	};

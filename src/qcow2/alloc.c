@@ -212,7 +212,7 @@ void refcount_release(struct qcow2_image *img, uint64_t hcluster, uint64_t count
 		bool last;
 		uint64_t n = run_of_last_references(img, hcluster, count, &last);
 
-		if (last && img->st->can_punch &&
+		if (last && img->st->can_punch && !img->discard_ignore &&
 		    storage_punch(img->st, hcluster << img->cluster_bits, n << img->cluster_bits))
 			log_debug("%s: a hole was not punched", img->st->name);
 		refcount_lower(img, hcluster, n);

@@ -411,6 +411,8 @@ int qcow2_open(struct qcow2_image **out, struct storage *storage, const struct q
 		return error_set(err, -ENOMEM, "no memory for the image");
 	img->st = storage;
 	img->read_only = opts->read_only || storage->read_only;
+	img->discard_ignore = opts->discard_ignore;
+	img->detect_zeroes = opts->detect_zeroes;
 	pthread_mutex_init(&img->queues_lock, NULL);
 	co_mutex_init(&img->l1_lock);
 	co_mutex_init(&img->first_write_lock);

@@ -75,6 +75,8 @@ struct qcow2_image {
 	struct storage *st;
 	struct qcow2_header hdr;
 	bool read_only;
+	bool discard_ignore;
+	enum qcow2_detect_zeroes detect_zeroes;
 	uint64_t size_bytes; /* guest */
 	unsigned cluster_bits;
 	uint32_t cluster_bytes;

@@ -138,6 +138,36 @@ int request_lookup(struct request *r, uint64_t goff, uint64_t max_bytes, struct 
 	return request_map(r, goff, max_bytes, ext);
 }
 
+/* ---- what a request asks for ---- */
+
+/* Few writes are all zeros, and those that are not show it soon. */
+static bool all_zeros(const uint8_t *p, uint64_t len_bytes)
+{
+	static const uint8_t none[64];
+
+	if (memcmp(p, none, sizeof(none)) || memcmp(p + len_bytes / 2, none, sizeof(none)))
+		return false;
+	return memcmp(p, p + sizeof(none), len_bytes - sizeof(none)) == 0;
+}
+
+/* Sets op and flags: the request's own, but for what the image's options make of them. */
+static void interpret(struct request *r)
+{
+	const struct blk_request *req = r->req;
+	const struct qcow2_image *img = r->q->img;
+
+	r->op = req->op;
+	r->flags = req->flags;
+	if (img->detect_zeroes && r->op == BLK_WRITE && req->buf.base && req->len_bytes &&
+	    all_zeros(req->buf.base, req->len_bytes)) {
+		r->op = BLK_WRITE_ZEROES;
+		if (img->detect_zeroes == QCOW2_DETECT_ZEROES_ON)
+			r->flags |= BLK_NOUNMAP;
+	}
+	if (img->discard_ignore)
+		r->flags |= BLK_NOUNMAP;
+}
+
 /* ---- the fast path: one extent, in place ---- */
 
 static void fast_complete(struct storage_io *io, int ret)
@@ -160,11 +190,11 @@ static bool fast_path(struct request *r)
 	struct part *part = &r->parts[0];
 	struct map_extent ext;
 
-	if (req->op == BLK_WRITE) {
+	if (r->op == BLK_WRITE) {
 		if (req->flags & BLK_FUA || atomic_load_explicit(&q->img->first_write_pending,
 								 memory_order_relaxed))
 			return false;
-	} else if (req->op != BLK_READ) {
+	} else if (r->op != BLK_READ) {
 		return false;
 	}
 	if (map_peek(q->img, req->offset_bytes, req->len_bytes, &ext) || ext.kind != MAP_DATA ||
@@ -199,7 +229,7 @@ static int run_in_coroutine(struct request *r)
 {
 	struct blk_request *req = r->req;
 	struct qcow2_image *img = r->q->img;
-	bool writes = req->op != BLK_READ && req->op != BLK_FLUSH;
+	bool writes = r->op != BLK_READ && r->op != BLK_FLUSH;
 	int ret = 0;
 
 	if (writes && img->read_only)
@@ -208,7 +238,7 @@ static int run_in_coroutine(struct request *r)
 		ret = image_call(img, image_first_write, img);
 	if (ret)
 		return ret;
-	switch (req->op) {
+	switch (r->op) {
 	case BLK_READ:
 		return request_read(r);
 	case BLK_FLUSH:
@@ -217,7 +247,7 @@ static int run_in_coroutine(struct request *r)
 		ret = request_write(r);
 		break;
 	case BLK_DISCARD:
-		return request_discard(r);
+		return img->discard_ignore ? 0 : request_discard(r);
 	case BLK_WRITE_ZEROES:
 		ret = request_zero(r);
 		break;
@@ -250,6 +280,7 @@ void qcow2_submit(struct qcow2_queue *q, struct blk_request *req)
 	r->req = req;
 	r->q = q;
 	q->inflight++;
+	interpret(r);
 	if (fast_path(r))
 		return;
 	co_latch_init(&r->latch);

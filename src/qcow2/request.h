@@ -30,6 +30,8 @@ struct part {
 struct request {
 	struct co_task task;
 	struct blk_request *req;
+	enum blk_op op; /* of req, and what the image's options make of them */
+	uint32_t flags;
 	struct qcow2_queue *q;
 	struct co_latch latch;
 	unsigned epoch; /* the slot that the fast path is in */

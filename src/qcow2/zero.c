@@ -145,7 +145,7 @@ static void whole_clusters(const struct request *r, uint64_t *first, uint64_t *e
 int request_zero(struct request *r)
 {
 	struct qcow2_image *img = r->q->img;
-	struct unmap u = {.img = img, .keep = r->req->flags & BLK_NOUNMAP};
+	struct unmap u = {.img = img, .keep = r->flags & BLK_NOUNMAP};
 	uint64_t from = r->req->offset_bytes, to = from + r->req->len_bytes;
 	uint64_t whole_from, whole_to;
 	int ret;

@@ -47,6 +47,8 @@ static int open_image(struct qcow2_target *qt, struct storage **st, const struct
 		.cache_size_bytes = opts->cache_size_bytes,
 		.writeback_delay_ms = opts->writeback_delay_ms,
 		.max_inflight = opts->queues * opts->depth,
+		.discard_ignore = opts->discard_ignore,
+		.detect_zeroes = opts->detect_zeroes,
 		.image_path = opts->path,
 		.names = opts->names,
 	};
@@ -85,10 +87,11 @@ static bool clusters_smaller_than_blocks(const char *path, const struct target_o
 	return smaller;
 }
 
-static void limits_fill(struct qcow2_target *qt, const struct storage *st)
+static void limits_fill(struct qcow2_target *qt, const struct storage *st,
+			const struct target_options *opts)
 {
 	uint32_t block = st->block_bytes, cluster = qcow2_cluster_bytes(qt->img);
-	bool writable = !qcow2_read_only(qt->img);
+	bool writable = !qcow2_read_only(qt->img), discard = writable && !opts->discard_ignore;
 
 	qt->target.limits = (struct target_limits){
 		.size_bytes = align_down(qcow2_size_bytes(qt->img), block),
@@ -96,8 +99,8 @@ static void limits_fill(struct qcow2_target *qt, const struct storage *st)
 		.physical_block_bytes = max_of(block, 4096u),
 		.io_min_bytes = max_of(block, 4096u),
 		.io_opt_bytes = max_of(cluster, 4096u),
-		.discard_granularity = writable ? max_of(cluster, block) : 0,
-		.max_discard_bytes = writable ? DISCARD_MAX : 0,
+		.discard_granularity = discard ? max_of(cluster, block) : 0,
+		.max_discard_bytes = discard ? DISCARD_MAX : 0,
 		.max_write_zeroes_bytes = writable ? DISCARD_MAX : 0,
 		.max_queues = 1,
 		.read_only = !writable,
@@ -135,7 +138,7 @@ static int qcow2_target_open(struct target **out, const struct target_options *o
 		free(qt);
 		return ret;
 	}
-	limits_fill(qt, st);
+	limits_fill(qt, st, opts);
 	*out = &qt->target;
 	return 0;
 }

@@ -84,7 +84,7 @@ static void discard_range(const struct io *io, uint64_t *offset, uint64_t *len)
 	if (end != rig_size_bytes(io->rig))
 		end = align_down(end, cluster);
 	*offset = start;
-	*len = end > start ? end - start : 0;
+	*len = end > start && !io->opts.discard_ignore ? end - start : 0;
 }
 
 static void shadow_begin(struct io *io, struct rig_request *req)
@@ -536,7 +536,8 @@ static const char usage_text[] =
 	"\n"
 	"  -r, --read-only      -t, --direct           -n, --no-lock\n"
 	"  -q, --queues N       -d, --depth N          -C, --cache-size BYTES\n"
-	"  -w, --writeback-delay MS\n"
+	"  -w, --writeback-delay MS                    -i, --ignore-discard\n"
+	"  -z, --detect-zeroes 0|1|2                   off, on, unmap\n"
 	"  -l, --log FILE       the recovery log       -R, --recover   from the log\n"
 	"  -S, --shadow FILE    compare every read with a copy in memory that starts as the raw\n"
 	"                       FILE's contents, or as zeros (--shadow zero)\n"
@@ -561,6 +562,8 @@ static const struct option long_options[] = {
 	{"depth", required_argument, NULL, 'd'},
 	{"cache-size", required_argument, NULL, 'C'},
 	{"writeback-delay", required_argument, NULL, 'w'},
+	{"ignore-discard", no_argument, NULL, 'i'},
+	{"detect-zeroes", required_argument, NULL, 'z'},
 	{"shadow", required_argument, NULL, 'S'},
 	{"log", required_argument, NULL, 'l'},
 	{"recover", no_argument, NULL, 'R'},
@@ -575,8 +578,8 @@ static int parse_options(struct io *io, int argc, char **argv, char **lines, uns
 	uint64_t value = 0;
 	int opt;
 
-	while ((opt = getopt_long(argc, argv, "rtnRq:d:C:w:S:l:c:h", long_options, NULL)) != -1) {
-		if (strchr("qdCw", opt) && parse_size(optarg, &value) < 0)
+	while ((opt = getopt_long(argc, argv, "rtnRiq:d:C:w:z:S:l:c:h", long_options, NULL)) != -1) {
+		if (strchr("qdCwz", opt) && parse_size(optarg, &value) < 0)
 			return -EINVAL;
 		switch (opt) {
 		case 'r': io->opts.read_only = true; break;
@@ -586,6 +589,8 @@ static int parse_options(struct io *io, int argc, char **argv, char **lines, uns
 		case 'd': io->opts.depth = value; break;
 		case 'C': io->opts.cache_size_bytes = value; break;
 		case 'w': io->opts.writeback_delay_ms = value; break;
+		case 'i': io->opts.discard_ignore = true; break;
+		case 'z': io->opts.detect_zeroes = value; break;
 		case 'S': io->shadow_path = optarg; break;
 		case 'l': io->opts.log_path = optarg; break;
 		case 'R': io->opts.recover = true; break;

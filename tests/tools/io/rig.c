@@ -349,6 +349,8 @@ static int open_image(struct rig *rig, const char *path, const struct rig_option
 		.max_inflight = opts->depth * opts->queues,
 		.writeback_delay_ms = opts->writeback_delay_ms,
 		.no_lock = opts->no_lock,
+		.discard_ignore = opts->discard_ignore,
+		.detect_zeroes = (enum qcow2_detect_zeroes)opts->detect_zeroes,
 		.claim_timeout_ms = RIG_CLAIM_MS,
 		.log_identity = RIG_IDENTITY,
 		.log_identity_bytes = sizeof(RIG_IDENTITY),

@@ -25,6 +25,8 @@ struct rig_options {
 	unsigned depth; /* of each queue */
 	uint64_t cache_size_bytes;
 	uint64_t writeback_delay_ms;
+	bool discard_ignore;
+	unsigned detect_zeroes; /* enum qcow2_detect_zeroes */
 	const char *log_path; /* a file that is the recovery log; NULL: none */
 	bool recover;	      /* replay it, instead of starting it anew */
 };

@@ -41,6 +41,7 @@ enum {
 	OPT_BACKING_ANY,
 	OPT_DISCARD,
 	OPT_DETECT_ZEROES,
+	OPT_BACKING_FORMAT,
 };
 
 static const struct option long_options[] = {
@@ -61,6 +62,7 @@ static const struct option long_options[] = {
 	{"detect-zeroes", required_argument, NULL, OPT_DETECT_ZEROES},
 	{"backing-dir", required_argument, NULL, OPT_BACKING_DIR},
 	{"backing-any", no_argument, NULL, OPT_BACKING_ANY},
+	{"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
 	CLI_LONG_HELP,
 	{0},
 };
@@ -168,6 +170,11 @@ static int option_set(const struct cli_command *cmd, struct add *add, int option
 		return cli_backing_dir(cmd, &add->names, value);
 	case OPT_BACKING_ANY:
 		add->names.policy.any = true;
+		break;
+	case OPT_BACKING_FORMAT:
+		if (strcmp(value, "raw") != 0 && strcmp(value, "qcow2") != 0)
+			return cli_usage(cmd, "--backing-format is raw or qcow2, not '%s'", value);
+		add->names.policy.backing_format = value;
 		break;
 	case OPT_SIZE:
 		o->size_bytes = cli_size_arg(cmd, "--size", value);
@@ -343,6 +350,7 @@ const struct cli_command cli_command_add = {
 		"      --backing-dir DIR    names in IMAGE (backing file, data file) may also lead to DIR and below,\n"
 		"                           not only to IMAGE's own folder and below; may be repeated\n"
 		"      --backing-any        names in IMAGE may lead anywhere\n"
+		"      --backing-format FMT raw or qcow2: for images that do not say what their backing file is\n"
 		"      --no-loop            fuse: leave a raw file, without a loop device on it; needs no root\n"
 		"      --size BYTES         size of the null target\n"
 		"      --foreground         stay, and log to standard error\n"

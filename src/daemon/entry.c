@@ -60,10 +60,15 @@ int entry_init(struct entry *e, struct error *err)
 
 /* ---- to JSON ---- */
 
-/* A failure leaves the key out; entry_to_json() looks at the count of keys. */
-static void put(json_t *object, const char *key, json_t *value)
+/* *@object is NULL after a failure, and stays so. */
+static void put(json_t **object, const char *key, json_t *value)
 {
-	json_object_set_new(object, key, value);
+	if (!*object) {
+		json_decref(value);
+	} else if (json_object_set_new(*object, key, value)) {
+		json_decref(*object);
+		*object = NULL;
+	}
 }
 
 static json_t *name_json(const char *name)
@@ -79,25 +84,21 @@ json_t *entry_to_json(const struct entry *e)
 {
 	json_t *o = json_object();
 
-	put(o, "id", e->id >= 0 ? json_integer(e->id) : json_null());
-	put(o, "device", name_json(e->device));
-	put(o, "image", name_json(e->image));
-	put(o, "pid", json_integer(e->process.pid));
-	put(o, "frontend", json_string(e->frontend));
-	put(o, "target", json_string(e->target));
-	put(o, "state", json_string(entry_state_name(e->state)));
-	put(o, "size", json_integer((json_int_t)e->size_bytes));
-	put(o, "queues", json_integer(e->queues));
-	put(o, "depth", json_integer(e->depth));
-	put(o, "read_only", json_boolean(e->read_only));
-	put(o, "cache", json_string(e->direct ? "direct" : "buffered"));
-	put(o, "started", json_integer(e->started));
-	put(o, "recovery", json_boolean(e->recovery));
-	put(o, "supervisor", e->supervisor.pid ? json_integer(e->supervisor.pid) : json_null());
-	if (json_object_size(o) != 15) {
-		json_decref(o);
-		return NULL;
-	}
+	put(&o, "id", e->id >= 0 ? json_integer(e->id) : json_null());
+	put(&o, "device", name_json(e->device));
+	put(&o, "image", name_json(e->image));
+	put(&o, "pid", json_integer(e->process.pid));
+	put(&o, "frontend", json_string(e->frontend));
+	put(&o, "target", json_string(e->target));
+	put(&o, "state", json_string(entry_state_name(e->state)));
+	put(&o, "size", json_integer((json_int_t)e->size_bytes));
+	put(&o, "queues", json_integer(e->queues));
+	put(&o, "depth", json_integer(e->depth));
+	put(&o, "read_only", json_boolean(e->read_only));
+	put(&o, "cache", json_string(e->direct ? "direct" : "buffered"));
+	put(&o, "started", json_integer(e->started));
+	put(&o, "recovery", json_boolean(e->recovery));
+	put(&o, "supervisor", e->supervisor.pid ? json_integer(e->supervisor.pid) : json_null());
 	return o;
 }
 
@@ -133,25 +134,22 @@ static json_t *dirs_json(const struct entry *e)
 static char *file_text(const struct entry *e)
 {
 	json_t *o = entry_to_json(e);
-	size_t keys = o ? json_object_size(o) : 0;
-	char *text = NULL;
+	char *text;
 
-	if (!o)
-		return NULL;
-	put(o, "image_bytes", bytes_json(e->image));
-	put(o, "device_bytes", bytes_json(e->device));
-	put(o, "image_id", json_string(e->image_id));
-	put(o, "start_ticks", json_integer((json_int_t)e->process.start_ticks));
-	put(o, "boot_id", json_string(e->process.boot_id));
-	put(o, "supervisor_ticks", json_integer((json_int_t)e->supervisor.start_ticks));
-	put(o, "cache_size", json_integer((json_int_t)e->cache_size_bytes));
-	put(o, "writeback_delay_ms", json_integer((json_int_t)e->writeback_delay_ms));
-	put(o, "discard_ignore", json_boolean(e->discard_ignore));
-	put(o, "detect_zeroes", json_integer(e->detect_zeroes));
-	put(o, "backing_any", json_boolean(e->backing_any));
-	put(o, "backing_dirs", dirs_json(e));
-	if (json_object_size(o) == keys + 12)
-		text = json_dumps(o, JSON_INDENT(4));
+	put(&o, "image_bytes", bytes_json(e->image));
+	put(&o, "device_bytes", bytes_json(e->device));
+	put(&o, "image_id", json_string(e->image_id));
+	put(&o, "start_ticks", json_integer((json_int_t)e->process.start_ticks));
+	put(&o, "boot_id", json_string(e->process.boot_id));
+	put(&o, "supervisor_ticks", json_integer((json_int_t)e->supervisor.start_ticks));
+	put(&o, "cache_size", json_integer((json_int_t)e->cache_size_bytes));
+	put(&o, "writeback_delay_ms", json_integer((json_int_t)e->writeback_delay_ms));
+	put(&o, "discard_ignore", json_boolean(e->discard_ignore));
+	put(&o, "detect_zeroes", json_integer(e->detect_zeroes));
+	put(&o, "backing_any", json_boolean(e->backing_any));
+	put(&o, "backing_dirs", dirs_json(e));
+	put(&o, "backing_format", json_string(e->backing_format));
+	text = o ? json_dumps(o, JSON_INDENT(4)) : NULL;
 	json_decref(o);
 	return text;
 }
@@ -311,7 +309,8 @@ static int entry_from_json(struct entry *e, const json_t *o)
 	    integer_get(o, "supervisor_ticks", 0, INT64_MAX, &sup_ticks) ||
 	    integer_get(o, "cache_size", 0, INT64_MAX, &cache_size) ||
 	    integer_get(o, "writeback_delay_ms", 0, INT64_MAX, &delay) ||
-	    integer_get(o, "detect_zeroes", 0, QCOW2_DETECT_ZEROES_UNMAP, &detect) || dirs_get(o, e))
+	    integer_get(o, "detect_zeroes", 0, QCOW2_DETECT_ZEROES_UNMAP, &detect) || dirs_get(o, e) ||
+	    string_get(o, "backing_format", e->backing_format, sizeof(e->backing_format)))
 		return -EINVAL;
 	if (!json_is_null(json_object_get(o, "supervisor")) &&
 	    integer_get(o, "supervisor", 1, INT_MAX, &sup_pid))

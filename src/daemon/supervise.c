@@ -451,6 +451,7 @@ int supervise_config(struct daemon_config *config, const struct entry *e, struct
 			},
 	};
 	config->names.any = e->backing_any;
+	config->names.backing_format = e->backing_format[0] ? e->backing_format : NULL;
 	for (const char *dir = e->backing_dirs; *dir && config->names.nr_dirs < NAMES_DIRS_MAX;
 	     dir += strlen(dir) + 1)
 		config->names.dirs[config->names.nr_dirs++] = dir;

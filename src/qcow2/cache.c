@@ -33,10 +33,10 @@ static void arena_free(void *p, size_t bytes)
 		munmap(p, bytes);
 }
 
-int cache_init(struct cache *c, struct qcow2_image *img, const char *what, uint64_t slices,
-	       struct error *err)
+int cache_init(struct cache *c, struct qcow2_image *img, const char *what, uint32_t slice_bytes,
+	       uint64_t slices, bool read_only, struct error *err)
 {
-	*c = (struct cache){.img = img, .what = what, .slice_bytes = img->slice_bytes};
+	*c = (struct cache){.img = img, .what = what, .slice_bytes = slice_bytes};
 	list_init(&c->free);
 	list_init(&c->dirty);
 	list_init(&c->cut);
@@ -44,13 +44,13 @@ int cache_init(struct cache *c, struct qcow2_image *img, const char *what, uint6
 	co_waitq_init(&c->space);
 	co_waitq_init(&c->frozen_wait);
 	c->block_bytes = img->st->block_bytes;
-	assert(c->slice_bytes / c->block_bytes <= 8);
+	assert(read_only || c->slice_bytes / c->block_bytes <= 8);
 
 	c->count = (unsigned)slices;
 	c->bucket_bits = 4;
 	while (c->bucket_bits < 31 && (1u << c->bucket_bits) < c->count)
 		c->bucket_bits++;
-	c->frozen_total = img->read_only ? 0 : min_of(c->count, 256u) + CACHE_FROZEN_RESERVE;
+	c->frozen_total = read_only ? 0 : min_of(c->count, 256u) + CACHE_FROZEN_RESERVE;
 
 	c->slices = calloc(c->count, sizeof(*c->slices));
 	c->buckets = calloc((size_t)1 << c->bucket_bits, sizeof(*c->buckets));
@@ -185,7 +185,8 @@ static int slice_load(struct cache *c, struct slice *s, bool zeroed)
 		memset(s->data, 0, c->slice_bytes);
 	} else {
 		c->loads++;
-		ret = storage_pread(c->img->st, s->host_offset, s->data, c->slice_bytes);
+		ret = c->load ? c->load(c, s)
+			      : storage_pread(c->img->st, s->host_offset, s->data, c->slice_bytes);
 	}
 	if (ret) {
 		hash_remove(c, s);

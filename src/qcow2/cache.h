@@ -62,6 +62,8 @@ struct cache {
 	const char *what;
 	uint32_t slice_bytes;
 	uint32_t block_bytes;
+	/* Fills s->data; NULL: it is read from the file at s->host_offset. */
+	int (*load)(struct cache *c, struct slice *s);
 	/* Looks at what was loaded, before lookups see it. May be NULL. */
 	void (*validate)(struct qcow2_image *img, struct slice *s);
 
@@ -89,8 +91,12 @@ struct cache {
 /* Changers leave this many frozen buffers to the pass, so that it always gets on. */
 #define CACHE_FROZEN_RESERVE 16
 
-int cache_init(struct cache *c, struct qcow2_image *img, const char *what, uint64_t slices,
-	       struct error *err) must_check;
+/* The least that work can go on with. */
+#define CACHE_MIN_SLICES 8
+
+/* Of @slices slices, each @slice_bytes long; @read_only: none is ever changed. */
+int cache_init(struct cache *c, struct qcow2_image *img, const char *what, uint32_t slice_bytes,
+	       uint64_t slices, bool read_only, struct error *err) must_check;
 void cache_destroy(struct cache *c); /* also of a zeroed cache */
 
 static inline unsigned cache_bucket(const struct cache *c, uint64_t key)

@@ -515,11 +515,6 @@ static int refuse_corrupt(const struct qcow2_header *h, bool read_only, struct e
 			 h->file_name);
 }
 
-static int refuse_backing_file(const struct qcow2_header *h, struct error *err)
-{
-	return refuse(h, h->backing_file[0], "a backing file is", err);
-}
-
 static int refuse_snapshots(const struct qcow2_header *h, struct error *err)
 {
 	return refuse(h, h->nb_snapshots, "an image with internal snapshots is", err);
@@ -556,7 +551,6 @@ int qcow2_header_servable(const struct qcow2_header *h, bool read_only, struct e
 {
 	static int (*const checks[])(const struct qcow2_header *, struct error *) = {
 		qcow2_header_check_features,
-		refuse_backing_file,
 		refuse_snapshots,
 		refuse_aes,
 		refuse_luks,

@@ -25,7 +25,6 @@ int qcow2_mutant;
 /* Maps 256 GiB at 64 KiB clusters; an eighth as much for refcounts. */
 #define CACHE_DEFAULT_BYTES (32 * MiB)
 #define CACHE_MAX_BYTES	    (4 * GiB)
-#define CACHE_MIN_SLICES    8
 
 bool qcow2_probe(const void *head, size_t len)
 {
@@ -330,16 +329,20 @@ static int make_caches(struct qcow2_image *img, const struct qcow2_options *opts
 				  div_up(img->st->size_bytes, img->cluster_bytes)) >>
 			   img->rc_slice_bits) * 2 + CACHE_MIN_SLICES;
 	uint64_t slices = min_of(bytes, CACHE_MAX_BYTES) / img->slice_bytes;
-	uint64_t l2 = max_of(slices * 8 / 9, (uint64_t)CACHE_MIN_SLICES);
+	bool chain = img->hdr.backing_file[0];
+	uint64_t l2 = max_of(slices * 8 / 9 / (chain ? 2 : 1), (uint64_t)CACHE_MIN_SLICES);
 	uint64_t rc = max_of(slices / 9, (uint64_t)CACHE_MIN_SLICES);
 	int ret;
 
-	ret = cache_init(&img->l2_cache, img, "L2 tables",
-			 min_of(l2, max_of(all_l2, (uint64_t)CACHE_MIN_SLICES)), err);
+	ret = cache_init(&img->l2_cache, img, "L2 tables", img->slice_bytes,
+			 min_of(l2, max_of(all_l2, (uint64_t)CACHE_MIN_SLICES)), img->read_only, err);
 	if (ret)
 		return ret;
 	img->l2_cache.validate = map_slice_validate;
-	return cache_init(&img->rc_cache, img, "refcounts", min_of(rc, all_rc), err);
+	ret = cache_init(&img->rc_cache, img, "refcounts", img->slice_bytes, min_of(rc, all_rc),
+			 img->read_only, err);
+	/* half of the map's share */
+	return ret || img->is_layer ? ret : chain_open(img, opts, l2 * img->slice_bytes, err);
 }
 
 static int make_parts(struct qcow2_image *img, const struct qcow2_options *opts, struct error *err)
@@ -385,6 +388,7 @@ static int settle(struct qcow2_image *img, struct error *err)
 
 static void image_free(struct qcow2_image *img)
 {
+	chain_close(img->chain);
 	table_free(&img->l1);
 	table_free(&img->rt);
 	cache_destroy(&img->l2_cache);
@@ -401,8 +405,8 @@ static void image_free(struct qcow2_image *img)
 	free(img);
 }
 
-int qcow2_open(struct qcow2_image **out, struct storage *storage, const struct qcow2_options *opts,
-	       struct error *err)
+static int image_open(struct qcow2_image **out, struct storage *storage, bool is_layer,
+		      const struct qcow2_options *opts, struct error *err)
 {
 	struct qcow2_image *img = calloc(1, sizeof(*img));
 	int ret;
@@ -410,6 +414,7 @@ int qcow2_open(struct qcow2_image **out, struct storage *storage, const struct q
 	if (!img)
 		return error_set(err, -ENOMEM, "no memory for the image");
 	img->st = storage;
+	img->is_layer = is_layer;
 	img->read_only = opts->read_only || storage->read_only;
 	img->discard_ignore = opts->discard_ignore;
 	img->detect_zeroes = opts->detect_zeroes;
@@ -454,6 +459,24 @@ int qcow2_open(struct qcow2_image **out, struct storage *storage, const struct q
 	return 0;
 }
 
+int qcow2_open(struct qcow2_image **out, struct storage *storage, const struct qcow2_options *opts,
+	       struct error *err)
+{
+	return image_open(out, storage, false, opts, err);
+}
+
+int image_open_layer(struct qcow2_image **out, struct storage *storage,
+		     const struct qcow2_options *opts, struct error *err)
+{
+	assert(opts->read_only);
+	return image_open(out, storage, true, opts, err);
+}
+
+void image_close_layer(struct qcow2_image *img)
+{
+	(void)qcow2_close(img, NULL);
+}
+
 uint64_t qcow2_size_bytes(const struct qcow2_image *img)
 {
 	return img->size_bytes;
@@ -473,11 +496,29 @@ bool qcow2_read_only(const struct qcow2_image *img)
 
 int qcow2_set_metadata_loop(struct qcow2_image *img, struct loop *loop, struct error *err)
 {
-	int ret = storage_attach(img->st, loop, err);
+	int ret = image_attach(img, loop, err);
 
 	if (!ret)
 		img->meta_loop = loop;
 	return ret;
+}
+
+int image_attach(struct qcow2_image *img, struct loop *loop, struct error *err)
+{
+	int ret = storage_attach(img->st, loop, err);
+
+	if (ret)
+		return ret;
+	ret = chain_attach(img->chain, loop, err);
+	if (ret)
+		storage_detach(img->st, loop);
+	return ret;
+}
+
+void image_detach(struct qcow2_image *img, struct loop *loop)
+{
+	chain_detach(img->chain, loop);
+	storage_detach(img->st, loop);
 }
 
 int qcow2_flush(struct qcow2_image *img)
@@ -495,7 +536,7 @@ void qcow2_detach_loop(struct qcow2_image *img)
 	alloc_stop_scan(img);
 	frees_reclaim(img);
 	img->meta_loop = NULL;
-	storage_detach(img->st, loop);
+	image_detach(img, loop);
 }
 
 /* Everything on disk, freed clusters included; a pass can make new work, but less each time. */

@@ -30,6 +30,7 @@
 #include "base/list.h"
 #include "qcow2.h"
 #include "qcow2/cache.h"
+#include "qcow2/chain.h"
 #include "qcow2/format.h"
 #include "qcow2/frees.h"
 #include "qcow2/header.h"
@@ -77,7 +78,9 @@ struct qcow2_image {
 	bool read_only;
 	bool discard_ignore;
 	enum qcow2_detect_zeroes detect_zeroes;
-	uint64_t size_bytes; /* guest */
+	bool is_layer;		/* in the backing chain of another one: its own is not opened */
+	struct chain *chain;	/* NULL: no backing file */
+	uint64_t size_bytes;	/* guest */
 	unsigned cluster_bits;
 	uint32_t cluster_bytes;
 	uint32_t slice_bytes;
@@ -164,6 +167,15 @@ struct qcow2_queue {
 };
 
 /* ---- image.c ---- */
+
+/* A layer of a chain: without its own chain. It owns @storage on success; closing has no error. */
+int image_open_layer(struct qcow2_image **out, struct storage *storage,
+		     const struct qcow2_options *opts, struct error *err) must_check;
+void image_close_layer(struct qcow2_image *img);
+
+/* As storage_attach() and storage_detach(), for all storages of the image. */
+int image_attach(struct qcow2_image *img, struct loop *loop, struct error *err) must_check;
+void image_detach(struct qcow2_image *img, struct loop *loop);
 
 /* Runs @fn on the metadata loop and waits for it. */
 static inline int image_call(struct qcow2_image *img, int (*fn)(void *arg), void *arg)

@@ -169,14 +169,14 @@ int qcow2_queue_create(struct qcow2_queue **out, struct qcow2_image *img, struct
 	if (!q->copy_buf)
 		ret = error_set(err, -ENOMEM, "%s: no memory for a queue", img->st->name);
 	else if (loop != img->meta_loop)
-		ret = storage_attach(img->st, loop, err);
+		ret = image_attach(img, loop, err);
 	if (ret) {
 		queue_free(q);
 		return ret;
 	}
 	if (!queue_register(q)) {
 		if (loop != img->meta_loop)
-			storage_detach(img->st, loop);
+			image_detach(img, loop);
 		queue_free(q);
 		return error_set(err, -E2BIG, "%s: more than %d queues", img->st->name, QUEUES_MAX);
 	}
@@ -202,6 +202,6 @@ void qcow2_queue_destroy(struct qcow2_queue *q)
 	}
 	pthread_mutex_unlock(&img->queues_lock);
 	if (q->loop != img->meta_loop)
-		storage_detach(img->st, q->loop);
+		image_detach(img, q->loop);
 	queue_free(q);
 }

@@ -133,9 +133,23 @@ int request_map(struct request *r, uint64_t goff, uint64_t max_bytes, struct map
 	return image_call(r->q->img, lookup_on_meta, &call);
 }
 
+static int chain_lookup_on_meta(void *arg)
+{
+	struct lookup_call *c = arg;
+
+	return chain_lookup(c->img->chain, c->goff, c->max_bytes, c->ext);
+}
+
 int request_lookup(struct request *r, uint64_t goff, uint64_t max_bytes, struct map_extent *ext)
 {
-	return request_map(r, goff, max_bytes, ext);
+	struct qcow2_image *img = r->q->img;
+	int ret = request_map(r, goff, max_bytes, ext);
+	struct lookup_call call = {img, goff, ext->len_bytes, ext};
+
+	if (ret || ext->kind != MAP_UNALLOCATED || !img->chain ||
+	    chain_peek(img->chain, goff, ext->len_bytes, ext) == 0)
+		return ret;
+	return image_call(img, chain_lookup_on_meta, &call);
 }
 
 /* ---- what a request asks for ---- */
@@ -197,8 +211,12 @@ static bool fast_path(struct request *r)
 	} else if (r->op != BLK_READ) {
 		return false;
 	}
-	if (map_peek(q->img, req->offset_bytes, req->len_bytes, &ext) || ext.kind != MAP_DATA ||
-	    ext.len_bytes != req->len_bytes || (req->op == BLK_WRITE && !ext.copied))
+	if (map_peek(q->img, req->offset_bytes, req->len_bytes, &ext))
+		return false;
+	if (ext.kind == MAP_UNALLOCATED && q->img->chain && req->op == BLK_READ &&
+	    chain_peek(q->img->chain, req->offset_bytes, ext.len_bytes, &ext))
+		return false;
+	if (ext.kind != MAP_DATA || ext.len_bytes != req->len_bytes || (req->op == BLK_WRITE && !ext.copied))
 		return false;
 	r->epoch = epoch_enter(q); /* nothing has suspended since the lookup */
 	part->r = r;

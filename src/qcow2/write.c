@@ -58,6 +58,37 @@ struct round {
 
 /* ---- on the metadata loop ---- */
 
+/*
+ * Whether the round writes all of a guest cluster that anybody can read: else what it leaves has to come
+ * from below.
+ */
+static bool cluster_covered(const struct round *round, uint64_t gcluster)
+{
+	const struct qcow2_image *img = round->img;
+	uint64_t start = gcluster << img->cluster_bits;
+
+	return round->goff <= start && round->end >= min_of(start + img->cluster_bytes, img->size_bytes);
+}
+
+/* Whether the backing chain has something in a guest cluster; may suspend. */
+static int cluster_backed(struct qcow2_image *img, uint64_t gcluster, bool *backed)
+{
+	uint64_t goff = gcluster << img->cluster_bits, end = goff + img->cluster_bytes;
+
+	*backed = false;
+	while (goff < end && !*backed) {
+		struct map_extent ext;
+		int ret = chain_lookup(img->chain, goff, end - goff, &ext);
+
+		if (ret)
+			return ret;
+		*backed = ext.kind != MAP_ZERO && ext.kind != MAP_UNALLOCATED &&
+			  ext.kind != MAP_ZERO_ALLOC;
+		goff += ext.len_bytes;
+	}
+	return 0;
+}
+
 /* Adjacent entries like the one at @gcluster, as far as the slice goes and @want. */
 static uint64_t count_unbacked(const struct qcow2_image *img, const struct slice *s, uint64_t gcluster,
 			       uint64_t want)
@@ -88,15 +119,26 @@ static uint64_t count_mapped(const struct qcow2_image *img, const struct slice *
 	return n;
 }
 
-/* What is to be done with the entry at @gcluster; nothing is allocated yet. */
-static int segment_classify(struct qcow2_image *img, uint64_t gcluster, uint64_t want,
+/*
+ * What is to be done with the entry at @gcluster; nothing is allocated yet. A cluster that gets its rest
+ * from the backing chain is copied like a shared one; it can be the round's first or last only.
+ */
+static int segment_classify(const struct round *round, uint64_t gcluster, uint64_t want,
 			    struct segment *seg)
 {
+	struct qcow2_image *img = round->img;
 	struct slice *s;
 	uint32_t index = map_slice_index(img, gcluster);
+	bool backed = false;
 	uint64_t entry;
-	int ret = map_slice_get(img, gcluster, true, &s);
+	int ret = 0;
 
+	if (img->chain && !cluster_covered(round, gcluster))
+		ret = cluster_backed(img, gcluster, &backed);
+	if (img->chain && want > 1 && !cluster_covered(round, gcluster + want - 1))
+		want--;
+	if (!ret)
+		ret = map_slice_get(img, gcluster, true, &s);
 	if (ret)
 		return ret;
 	entry = map_entry_load(s, index);
@@ -106,6 +148,8 @@ static int segment_classify(struct qcow2_image *img, uint64_t gcluster, uint64_t
 				.old_entry = entry};
 	if (map_entry_is_bad(s, index)) {
 		ret = -EIO;
+	} else if (map_entry_kind(entry) == MAP_UNALLOCATED && backed) {
+		seg->kind = SEGMENT_COPY;
 	} else if (map_entry_kind(entry) == MAP_UNALLOCATED || map_entry_kind(entry) == MAP_ZERO) {
 		seg->kind = SEGMENT_NEW;
 		seg->clusters = count_unbacked(img, s, gcluster, want);
@@ -137,7 +181,7 @@ static int prepare_segment(struct round *round)
 	uint64_t gcluster = round->pos >> img->cluster_bits;
 	uint64_t want = ((round->end - 1) >> img->cluster_bits) - gcluster + 1;
 	struct segment seg;
-	int ret = segment_classify(img, gcluster, want, &seg);
+	int ret = segment_classify(round, gcluster, want, &seg);
 
 	if (!ret && (seg.kind == SEGMENT_NEW || seg.kind == SEGMENT_COPY))
 		ret = alloc_clusters(img, seg.clusters, &seg.hcluster, &seg.clusters, &seg.zeroed);

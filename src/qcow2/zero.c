@@ -7,7 +7,9 @@
  * disk's end. What is left of a WRITE_ZEROES at the edges is written as zeros, where it does not read
  * as zeros already; of a DISCARD it is left alone, as QEMU does.
  *
- * Without a backing file an unallocated cluster reads as zeros, in either version.
+ * Where there is no backing file, or it has ended, an unallocated cluster reads as zeros, in either version.
+ * Above a backing file it is the zero flag that hides what is below; version 2 has none, so there a
+ * DISCARD does nothing and a WRITE_ZEROES writes.
  */
 #include <errno.h>
 
@@ -22,16 +24,26 @@ struct unmap {
 	bool keep; /* NOUNMAP: the clusters stay allocated */
 };
 
-/* The entry that makes @entry's cluster read as zeros; @entry itself if it does already. */
-static uint64_t zero_entry(const struct unmap *u, uint64_t entry)
+/* Whether something may be below a guest cluster. */
+static bool backed(const struct qcow2_image *img, uint64_t gcluster)
 {
+	return img->chain && chain_reaches(img->chain, gcluster << img->cluster_bits);
+}
+
+/* The entry that makes guest cluster @g read as zeros; @entry itself if it does already. */
+static uint64_t zero_entry(const struct unmap *u, uint64_t g, uint64_t entry)
+{
+	uint64_t nothing = backed(u->img, g) ? QCOW2_ZERO : 0;
+
 	switch (map_entry_kind(entry)) {
 	case MAP_DATA:
-		return u->keep ? entry | QCOW2_ZERO : 0;
+		return u->keep ? entry | QCOW2_ZERO : nothing;
 	case MAP_ZERO_ALLOC:
-		return u->keep ? entry : 0;
+		return u->keep ? entry : nothing;
 	case MAP_COMPRESSED: /* has no cluster of its own that could stay */
-		return u->keep ? QCOW2_ZERO : 0;
+		return u->keep ? QCOW2_ZERO : nothing;
+	case MAP_UNALLOCATED:
+		return nothing;
 	default:
 		return entry;
 	}
@@ -42,14 +54,14 @@ static int unmap_in_slice(struct unmap *u, uint64_t first, uint64_t end, unsigne
 {
 	struct qcow2_image *img = u->img;
 	struct slice *s;
-	int ret = map_slice_get(img, first, false, &s), broken = 0;
+	int ret = map_slice_get(img, first, backed(img, first), &s), broken = 0;
 
 	if (ret || !s)
 		return ret;
 	slice_begin_change(&img->l2_cache, s);
 	for (uint64_t g = first; g < end; g++) {
 		uint32_t index = map_slice_index(img, g);
-		uint64_t entry = map_entry_load(s, index), zeroed = zero_entry(u, entry);
+		uint64_t entry = map_entry_load(s, index), zeroed = zero_entry(u, g, entry);
 
 		if (map_entry_is_bad(s, index)) {
 			broken = -EIO;
@@ -81,7 +93,7 @@ static int unmap_on_meta(void *arg)
 		unsigned reserved = UNMAP_FREES;
 		int batch_ret;
 
-		if (!table_get(&img->l1, g >> img->l2_bits)) {
+		if (!table_get(&img->l1, g >> img->l2_bits) && !backed(img, g)) {
 			/*
 			 * Nothing is mapped. A write that makes the table right now has not
 			 * completed, so either order is right.
@@ -107,6 +119,12 @@ static int unmap_on_meta(void *arg)
 		g = end;
 	}
 	return ret;
+}
+
+/* Whether the map cannot say that a cluster reads as zeros: version 2 above a backing file. */
+static bool zeros_need_writing(const struct qcow2_image *img)
+{
+	return img->hdr.version < 3 && img->chain;
 }
 
 /* Writes zeros to what does not read as zeros in [@goff, @end). */
@@ -152,7 +170,8 @@ int request_zero(struct request *r)
 
 	whole_clusters(r, &u.first_gcluster, &u.end_gcluster);
 	/* version 2 has no zero flag: clusters that are to stay are written */
-	if (u.first_gcluster >= u.end_gcluster || (u.keep && img->hdr.version < 3))
+	if (u.first_gcluster >= u.end_gcluster || (u.keep && img->hdr.version < 3) ||
+	    zeros_need_writing(img))
 		return zero_by_writing(r, from, to);
 	whole_from = u.first_gcluster << img->cluster_bits;
 	whole_to = min_of(to, u.end_gcluster << img->cluster_bits);
@@ -169,7 +188,7 @@ int request_discard(struct request *r)
 	struct unmap u = {.img = r->q->img};
 
 	whole_clusters(r, &u.first_gcluster, &u.end_gcluster);
-	if (u.first_gcluster >= u.end_gcluster)
+	if (u.first_gcluster >= u.end_gcluster || zeros_need_writing(u.img))
 		return 0;
 	return image_call(r->q->img, unmap_on_meta, &u);
 }

@@ -32,6 +32,8 @@ struct names_policy {
 	bool any;
 	unsigned nr_dirs;
 	const char *dirs[NAMES_DIRS_MAX]; /* absolute */
+	/* "raw" or "qcow2", where an image does not say its backing file's format; NULL: that is refused */
+	const char *backing_format;
 	/*
 	 * Instead of all the rules above, for images that are not in a file system (tests): @name is the
 	 * image's. *@path_out as of names_open().

@@ -98,7 +98,7 @@ check_image() {
 # With NO_DUMP set, which large disks need, reading is left to the reads in the scripts.
 compare_all() {
 	local a=$diff_dir/ours.qcow2 b=$diff_dir/twin.qcow2
-	rm -f "$diff_dir"/*.raw
+	rm -f "$diff_dir"/ours.raw "$diff_dir"/twin.raw
 	check_image "$a" "$1"
 	check_image "$b" "$1"
 	qemu-img compare -f qcow2 -F qcow2 -q "$a" "$b" >"$diff_dir/out.compare" 2>&1 ||
@@ -115,16 +115,42 @@ compare_all() {
 		diff_fail "qemu's image read by us differs from what qemu reads ($1)"
 }
 
+# diff_chain: makes the layers of DIFF_CHAIN, the lowest first, each "raw SIZE" or "qcow2 SIZE OPTIONS",
+# one a line, with random contents; prints the options that make qemu-img create put an image on top.
+diff_chain() {
+	local format size options n=0 below=
+	while read -r format size options; do
+		rm -f "$diff_dir/base$n"
+		# shellcheck disable=SC2086
+		qemu-img create -q -f "$format" ${options:+-o "$options"} $below "$diff_dir/base$n" "$size" ||
+			diff_fail "qemu-img create of layer $n"
+		size=$(qemu-img info --output=json -f "$format" "$diff_dir/base$n" | jq '."virtual-size"')
+		"$MAKE_SCRIPT" -p "$diff_dir/p" -m 300000 -D $((SEED * 1000 + 500 + diff_cases * 10 + n)) \
+			"$size" 4096 40 >"$diff_dir/base.script"
+		timeout "$STEP_TIMEOUT" qemu-io -t unsafe -f "$format" "$diff_dir/base$n" <"$diff_dir/base.script" \
+			>"$diff_dir/out.base" 2>&1 || diff_fail "qemu-io on layer $n"
+		rm "$diff_dir/out.base"
+		below="-b base$n -F $format"
+		n=$((n + 1))
+	done <<<"$DIFF_CHAIN"
+	printf '%s' "$below"
+}
+
 # diff_case QEMU-IMG-OPTIONS SIZE CLUSTER OPS MAXLEN [qcow2-io option...]
-# With OWN_CREATE set our image is made by our own create.
+# With OWN_CREATE set our image is made by our own create; with DIFF_CHAIN it has a backing chain; with
+# NO_DISCARD nothing is discarded.
 diff_case() {
-	local options=$1 size=$2 cluster=$3 ops=$4 max_len=$5 seed
+	local options=$1 size=$2 cluster=$3 ops=$4 max_len=$5 seed below shadow=zero
+	local kinds=${NO_DISCARD:+-D}
 	shift 5
 	diff_cases=$((diff_cases + 1))
 	diff_label="seed $SEED, case $diff_cases: $options, $size bytes, $ops operations, qcow2-io $*"
 	[ -d "$diff_dir/p" ] || diff_patterns
 	rm -f "$diff_dir"/*.qcow2 "$diff_dir"/out.*
-	qemu-img create -q -f qcow2 -o "$options" "$diff_dir/twin.qcow2" "$size" ||
+	below=
+	[ -z "${DIFF_CHAIN:-}" ] || below=$(diff_chain) || { echo "$below"; exit 1; }
+	# shellcheck disable=SC2086
+	qemu-img create -q -f qcow2 -o "$options" $below "$diff_dir/twin.qcow2" "$size" ||
 		diff_fail "qemu-img create"
 	if [ -n "${OWN_CREATE:-}" ]; then
 		"$PROGRAM" create -o "$options" "$diff_dir/ours.qcow2" "$size" 2>"$diff_dir/out.create"  >&2 ||
@@ -134,18 +160,23 @@ diff_case() {
 		cp --sparse=always "$diff_dir/twin.qcow2" "$diff_dir/ours.qcow2"
 	fi
 	size=$(( (size + 511) / 512 * 512 ))
+	# shellcheck disable=SC2086
 
 	seed=$((SEED * 1000 + diff_cases * 2))
-	"$MAKE_SCRIPT" -p "$diff_dir/p" -m "$max_len" -A $seed "$size" "$cluster" "$ops" >"$diff_dir/a.ours"
-	"$MAKE_SCRIPT" -p "$diff_dir/p" -m "$max_len" $seed "$size" "$cluster" "$ops" >"$diff_dir/a.qemu"
-	run_ours "$diff_dir/ours.qcow2" "$diff_dir/a.ours" zero "$@"
+	"$MAKE_SCRIPT" $kinds -p "$diff_dir/p" -m "$max_len" -A $seed "$size" "$cluster" "$ops" >"$diff_dir/a.ours"
+	"$MAKE_SCRIPT" $kinds -p "$diff_dir/p" -m "$max_len" $seed "$size" "$cluster" "$ops" >"$diff_dir/a.qemu"
+	if [ "$below" ]; then
+		shadow=$diff_dir/start.raw
+		qemu-img convert -f qcow2 -O raw "$diff_dir/twin.qcow2" "$shadow" || diff_fail "qemu-img convert"
+	fi
+	run_ours "$diff_dir/ours.qcow2" "$diff_dir/a.ours" "$shadow" "$@"
 	run_qemu "$diff_dir/twin.qcow2" "$diff_dir/a.qemu"
 	compare_all "first round"
 
 	seed=$((seed + 1))
 	ops=$((ops / 2))
-	"$MAKE_SCRIPT" -p "$diff_dir/p" -m "$max_len" -A $seed "$size" "$cluster" "$ops" >"$diff_dir/b.ours"
-	"$MAKE_SCRIPT" -p "$diff_dir/p" -m "$max_len" $seed "$size" "$cluster" "$ops" >"$diff_dir/b.qemu"
+	"$MAKE_SCRIPT" $kinds -p "$diff_dir/p" -m "$max_len" -A $seed "$size" "$cluster" "$ops" >"$diff_dir/b.ours"
+	"$MAKE_SCRIPT" $kinds -p "$diff_dir/p" -m "$max_len" $seed "$size" "$cluster" "$ops" >"$diff_dir/b.qemu"
 	run_ours "$diff_dir/twin.qcow2" "$diff_dir/b.ours" "$diff_dir/twin.raw" "$@"
 	run_qemu "$diff_dir/ours.qcow2" "$diff_dir/b.qemu"
 	compare_all "images exchanged"

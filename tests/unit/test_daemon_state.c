@@ -80,6 +80,7 @@ static void entry_make(struct entry *e)
 	e->backing_any = true;
 	e->discard_ignore = true;
 	e->detect_zeroes = 2;
+	strcpy(e->backing_format, "raw");
 	memcpy(e->backing_dirs, "/a\n\xff\0/b c\0", sizeof("/a\n\xff\0/b c\0"));
 	e->cache_size_bytes = 123456;
 	e->writeback_delay_ms = 789;

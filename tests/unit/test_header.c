@@ -462,11 +462,6 @@ static void test_not_servable(void **state)
 		refused(servable(true), cases[i].ret, cases[i].text);
 		refused(servable(false), cases[i].ret, cases[i].text);
 	}
-	make(3, 64 * KiB, MiB);
-	put64(8, 4096);
-	put32(16, 3);
-	memcpy(disk.data + 4096, "/x\n", 3);
-	refused(servable(true), -ENOTSUP, "a backing file");
 }
 
 /* The image's own name for a feature is shown, without what could move a cursor. */

@@ -24,6 +24,7 @@
 #include "base/math.h"
 #include "qcow2.h"
 #include "ring/co.h"
+#include "storage/names.h"
 #include "storage/storage.h"
 
 #define RIG_QUEUES_MAX 16
@@ -339,6 +340,7 @@ static int map_log(struct rig *rig, const char *path, struct error *err)
 static int open_image(struct rig *rig, const char *path, const struct rig_options *opts,
 		      struct error *err)
 {
+	static const struct names_policy anywhere = {.any = true};
 	struct storage_file_options file_opts = {
 		.read_only = opts->read_only,
 		.direct = opts->direct,
@@ -355,6 +357,8 @@ static int open_image(struct rig *rig, const char *path, const struct rig_option
 		.log_identity = RIG_IDENTITY,
 		.log_identity_bytes = sizeof(RIG_IDENTITY),
 		.log_recover = opts->recover,
+		.image_path = path,
+		.names = &anywhere,
 	};
 	struct storage *st;
 	int ret = storage_file_open(&st, path, &file_opts, err);

@@ -192,6 +192,14 @@ unit: $(UNIT_BINS)
 check-layers: ## fail if a file includes a header of a layer above its own
 	@tests/style/layers
 
+# ---- the benchmark: see bench/run and docs/performance.md ----
+# T: rows or levels (T=1-randread-4k); BENCH=full: all rows, more rounds
+.PHONY: bench
+bench: ## measure this program and others side by side (BENCH=full: for an hour); table and chart in build/bench
+	@packaging/install-deps.sh build bench
+	@+$(MAKE) --no-print-directory -j$$(nproc) all
+	@BUILD=$(BUILD) bench/run $(if $(filter full,$(BENCH)),--full) $(T)
+
 # ---- the rest ----
 .PHONY: demo
 demo: ## the main job in front of you, in under a minute; installs missing packages as root
@@ -201,7 +209,7 @@ demo: ## the main job in front of you, in under a minute; installs missing packa
 
 .PHONY: deps
 deps: ## install the Debian packages that are missing (not root: say which)
-	@packaging/install-deps.sh build demo test
+	@packaging/install-deps.sh build demo test bench
 
 .PHONY: install
 install: ## install program, library, headers, manual pages and systemd units (DESTDIR, PREFIX)

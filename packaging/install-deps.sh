@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 # install-deps.sh: installs the Debian packages that are missing, saying which.
 #
-#   packaging/install-deps.sh [build] [demo] [test]
+#   packaging/install-deps.sh [build] [demo] [test] [bench]
 #
 # Without root it says what to install, with status 1. On a system without dpkg it says nothing and
 # leaves the matter to the compiler.
@@ -14,6 +14,7 @@ build=(gcc libc6-dev pkg-config liburing-dev libfuse3-dev libjansson-dev
 demo=(qemu-utils e2fsprogs fuse3 mount util-linux diffutils findutils)
 test=(qemu-utils e2fsprogs fuse3 mount util-linux diffutils findutils
 	libcmocka-dev fio xfsprogs kmod procps iproute2 jq valgrind)
+bench=(qemu-utils qemu-system-common fio fuse3 mount util-linux python3)
 # the virtual machine, for hosts without ublk (amd64 only)
 machine=(qemu-system-x86 qemu-system-common busybox)
 
@@ -25,8 +26,8 @@ for purpose; do
 	case $purpose in
 	build) wanted+=("${build[@]}") ;;
 	demo) wanted+=("${demo[@]}") ;;
-	test)
-		wanted+=("${test[@]}")
+	test | bench)
+		if [[ $purpose == test ]]; then wanted+=("${test[@]}"); else wanted+=("${bench[@]}"); fi
 		[[ -e /dev/ublk-control || -n ${UML_RUN:-} || $(uname -m) != x86_64 ]] ||
 			wanted+=("${machine[@]}")
 		;;

@@ -157,7 +157,10 @@ static uint64_t lower_in_group(struct qcow2_image *img, uint64_t hcluster, uint6
 				      (unsigned long long)(hcluster << img->cluster_bits));
 		return n;
 	}
-	slice_begin_change(&img->rc_cache, s);
+	if (slice_begin_change(&img->rc_cache, s)) {
+		cache_put(&img->rc_cache, s);
+		return n; /* likewise */
+	}
 	for (uint32_t i = 0; i < n; i++) {
 		uint64_t value = slice_count_get(img, s, index + i);
 
@@ -242,11 +245,12 @@ int refcount_ensure(struct qcow2_image *img, uint64_t hcluster, uint64_t least)
 	if (ret || !s)
 		return ret ? ret : -ESTALE;
 	if (slice_count_get(img, s, index) < least) {
-		slice_begin_change(&img->rc_cache, s);
-		slice_count_set(img, s, index, 1, least);
+		ret = slice_begin_change(&img->rc_cache, s);
+		if (!ret)
+			slice_count_set(img, s, index, 1, least);
 	}
 	cache_put(&img->rc_cache, s);
-	return 0;
+	return ret;
 }
 
 void alloc_undo(struct qcow2_image *img, uint64_t hcluster, uint64_t count)
@@ -305,11 +309,15 @@ static int refcount_block_create(struct qcow2_image *img, uint64_t hcluster)
 	slice_hoff = hoff + ((hcluster & (((uint64_t)1 << img->rb_bits) - 1)) >> img->rc_slice_bits) *
 				    img->slice_bytes;
 	ret = cache_get(&img->rc_cache, hcluster >> img->rc_slice_bits, slice_hoff, true, &s);
+	if (!ret) {
+		ret = slice_begin_change(&img->rc_cache, s);
+		if (ret)
+			cache_drop(&img->rc_cache, s);
+	}
 	if (ret) {
 		metaset_remove(&img->metaset, hcluster);
 		return ret;
 	}
-	slice_begin_change(&img->rc_cache, s);
 	/* From here on nothing suspends: no pass may take the table's entry without the block's count. */
 	slice_count_set(img, s, slice_index(img, hcluster), 1, 1);
 	reclog_table(img, RECLOG_RT, index, 0, hoff);
@@ -506,8 +514,12 @@ static int take_from_group(struct qcow2_image *img, uint64_t hcluster, uint64_t 
 	}
 	if (ret)
 		return ret;
-	slice_begin_change(&img->rc_cache, s);
-	if (find_run(img, s, slice_index(img, hcluster), want, &index, &count)) {
+	if (!find_run(img, s, slice_index(img, hcluster), want, &index, &count)) {
+		cache_put(&img->rc_cache, s);
+		return 0;
+	}
+	ret = slice_begin_change(&img->rc_cache, s);
+	if (!ret && find_run(img, s, slice_index(img, hcluster), want, &index, &count)) {
 		for (uint32_t i = 0; i < count; i++) {
 			if (!metaset_has(&img->metaset, group_first + index + i))
 				continue;
@@ -522,7 +534,7 @@ static int take_from_group(struct qcow2_image *img, uint64_t hcluster, uint64_t 
 		*got = count;
 	}
 	cache_put(&img->rc_cache, s);
-	return 0;
+	return ret;
 }
 
 static int take_reused(struct qcow2_image *img, uint64_t want, uint64_t *first, uint64_t *got)

@@ -47,6 +47,7 @@ int cache_init(struct cache *c, struct qcow2_image *img, const char *what, uint3
 	assert(read_only || c->slice_bytes / c->block_bytes <= 8);
 
 	c->count = (unsigned)slices;
+	c->changed_max = cache_changed_max(c->count);
 	c->bucket_bits = 4;
 	while (c->bucket_bits < 31 && (1u << c->bucket_bits) < c->count)
 		c->bucket_bits++;
@@ -146,11 +147,10 @@ static unsigned evict_choose(struct cache *c, struct list *victims)
 }
 
 /* A free slice, off every list. May suspend. */
-static int take_free(struct cache *c, struct slice **out)
+static struct slice *take_free(struct cache *c)
 {
 	struct list victims = LIST_INIT(victims);
 	struct list *l;
-	int ret;
 
 	while (!(l = list_pop(&c->free))) {
 		if (c->evicting) {
@@ -165,16 +165,9 @@ static int take_free(struct cache *c, struct slice **out)
 			co_wake_all(&c->space);
 			continue;
 		}
-		if (cache_is_dirty(c)) {
-			ret = writeback_run(c->img);
-			if (ret)
-				return ret;
-			continue;
-		}
-		co_wait(&c->space); /* all pinned */
+		co_wait(&c->space); /* all that are not changed are pinned */
 	}
-	*out = list_entry(l, struct slice, link);
-	return 0;
+	return list_entry(l, struct slice, link);
 }
 
 static int slice_load(struct cache *c, struct slice *s, bool zeroed)
@@ -214,9 +207,7 @@ int cache_get(struct cache *c, uint64_t key, uint64_t host_offset, bool zeroed, 
 			s->pins++;
 			break;
 		}
-		ret = take_free(c, &s);
-		if (ret)
-			return ret;
+		s = take_free(c);
 		if (cache_find(c, key)) { /* somebody was faster */
 			list_add(&c->free, &s->link);
 			co_wake_all(&c->space);
@@ -260,6 +251,14 @@ void cache_put(struct cache *c, struct slice *s)
 	co_wake_all(&c->space);
 }
 
+void cache_drop(struct cache *c, struct slice *s)
+{
+	assert(s->state == SLICE_VALID && s->pins == 1 && !s->dirty && !s->cut);
+	hash_remove(c, s);
+	atomic_store_explicit(&s->state, SLICE_FAILED, memory_order_relaxed);
+	cache_put(c, s);
+}
+
 bool slice_freeze(struct cache *c, struct slice *s)
 {
 	assert(!s->frozen);
@@ -270,14 +269,27 @@ bool slice_freeze(struct cache *c, struct slice *s)
 	return true;
 }
 
-void slice_begin_change(struct cache *c, struct slice *s)
+static bool slice_changed(const struct slice *s)
 {
+	return s->dirty || s->cut;
+}
+
+int slice_begin_change(struct cache *c, struct slice *s)
+{
+	int ret = 0;
+
 	assert(s->pins && s->state == SLICE_VALID);
-	if (mutant(MUTANT_LIVE_PAGE))
-		return;
-	while (s->cut && !s->frozen) {
-		if (c->frozen_count <= CACHE_FROZEN_RESERVE || !slice_freeze(c, s))
-			co_wait(&c->frozen_wait);
+	for (;;) {
+		if (s->cut && !s->frozen && !mutant(MUTANT_LIVE_PAGE)) {
+			if (c->frozen_count <= CACHE_FROZEN_RESERVE || !slice_freeze(c, s))
+				co_wait(&c->frozen_wait);
+		} else if (slice_changed(s) || c->changed < c->changed_max) {
+			return 0;
+		} else {
+			ret = writeback_run(c->img);
+			if (ret)
+				return ret;
+		}
 	}
 }
 
@@ -287,6 +299,10 @@ void slice_mark_dirty(struct cache *c, struct slice *s, uint32_t offset_bytes, u
 	uint32_t last = (offset_bytes + len_bytes - 1) / c->block_bytes;
 
 	assert(len_bytes && offset_bytes + len_bytes <= c->slice_bytes);
+	if (!slice_changed(s)) {
+		assert(c->changed < c->changed_max);
+		c->changed++;
+	}
 	for (uint32_t b = first; b <= last; b++)
 		s->dirty |= (uint8_t)(1u << b);
 	if (!s->cut && !list_linked(&s->link))
@@ -322,6 +338,8 @@ void slice_written(struct cache *c, struct slice *s, bool failed)
 	list_del(&s->link);
 	if (s->dirty)
 		list_add_tail(&c->dirty, &s->link);
+	else
+		c->changed--;
 	if (s->frozen) {
 		c->frozen_free[c->frozen_count++] = s->frozen;
 		s->frozen = NULL;

@@ -18,6 +18,9 @@
  *     slice->frozen, and it is the copy that is written.
  *  4. A coroutine has at most one slice of each cache pinned, and waits for nothing that needs another
  *     pin while it has: so pins are always given back, however few slices there are.
+ *  5. Some slices are never changed ones (dirty or cut): a change that would need one more than
+ *     changed_max waits for a pass, and fails if that fails. So a slice can always be loaded, also
+ *     when no pass will ever succeed again (rule 6): reads go on.
  */
 #ifndef QCOW2_CACHE_H
 #define QCOW2_CACHE_H
@@ -76,6 +79,7 @@ struct cache {
 	struct list free, dirty, cut;
 	struct co_waitq loaded; /* a slice left SLICE_LOADING */
 	struct co_waitq space;	/* a slice may be free or evictable now */
+	unsigned changed, changed_max; /* slices that are dirty or cut; see invariant 5 */
 	unsigned clock_hand;
 	bool evicting;
 
@@ -93,6 +97,22 @@ struct cache {
 
 /* The least that work can go on with. */
 #define CACHE_MIN_SLICES 8
+
+/*
+ * How many slices a cache needs so that @all of them may be changed ones, and how many may be in one of
+ * @count; see invariant 5.
+ */
+static inline uint64_t cache_count_for(uint64_t all)
+{
+	return all + all / 7 + 3;
+}
+
+static inline unsigned cache_changed_max(unsigned count)
+{
+	unsigned clean = count / 8;
+
+	return count - (clean < 2 ? 2 : clean);
+}
 
 /* Of @slices slices, each @slice_bytes long; @read_only: none is ever changed. */
 int cache_init(struct cache *c, struct qcow2_image *img, const char *what, uint32_t slice_bytes,
@@ -121,18 +141,21 @@ static inline struct slice *cache_peek(struct cache *c, uint64_t key)
 
 /*
  * The slice @key, valid and pinned; read from @host_offset if it is not cached, or known to be zeros.
- * May suspend. Errors: of the read, of a pass that had to make room.
+ * May suspend. An error is the read's.
  */
 int cache_get(struct cache *c, uint64_t key, uint64_t host_offset, bool zeroed,
 	      struct slice **out) must_check;
 void cache_put(struct cache *c, struct slice *s);
+/* cache_put() of a slice that nobody else has, which is not changed and is not to be found again. */
+void cache_drop(struct cache *c, struct slice *s);
 
 /*
  * To be called, with the slice pinned, right before its data is changed: between its return and
  * slice_mark_dirty() nothing suspends. May itself suspend, so what was read from the slice before is
- * to be read again.
+ * to be read again. An error is that of a pass that had to make room (invariant 5): the slice must not
+ * be changed.
  */
-void slice_begin_change(struct cache *c, struct slice *s);
+int slice_begin_change(struct cache *c, struct slice *s) must_check;
 void slice_mark_dirty(struct cache *c, struct slice *s, uint32_t offset_bytes, uint32_t len_bytes);
 
 /* The pass: takes everything dirty into the cut. Does not suspend. */

@@ -335,12 +335,13 @@ static int make_caches(struct qcow2_image *img, const struct qcow2_options *opts
 	int ret;
 
 	ret = cache_init(&img->l2_cache, img, "L2 tables", img->slice_bytes,
-			 min_of(l2, max_of(all_l2, (uint64_t)CACHE_MIN_SLICES)), img->read_only, err);
+			 min_of(l2, max_of(cache_count_for(all_l2), (uint64_t)CACHE_MIN_SLICES)),
+			 img->read_only, err);
 	if (ret)
 		return ret;
 	img->l2_cache.validate = map_slice_validate;
-	ret = cache_init(&img->rc_cache, img, "refcounts", img->slice_bytes, min_of(rc, all_rc),
-			 img->read_only, err);
+	ret = cache_init(&img->rc_cache, img, "refcounts", img->slice_bytes,
+			 min_of(rc, cache_count_for(all_rc)), img->read_only, err);
 	/* half of the map's share */
 	return ret || img->is_layer ? ret : chain_open(img, opts, l2 * img->slice_bytes, err);
 }

@@ -334,10 +334,13 @@ static int apply_l2(struct qcow2_image *img, struct seen_map *m)
 		if (ret)
 			return ret;
 		if (map_entry_load(s, index) != seen->final) {
-			slice_begin_change(&img->l2_cache, s);
-			map_entry_store(img, s, index, seen->final);
+			ret = slice_begin_change(&img->l2_cache, s);
+			if (!ret)
+				map_entry_store(img, s, index, seen->final);
 		}
 		cache_put(&img->l2_cache, s);
+		if (ret)
+			return ret;
 	}
 	return 0;
 }

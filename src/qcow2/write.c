@@ -257,7 +257,11 @@ static int64_t link_in_slice(struct round *round, const struct segment *seg, uin
 
 	if (ret || !s)
 		return ret ? ret : -EIO;
-	slice_begin_change(&img->l2_cache, s);
+	ret = slice_begin_change(&img->l2_cache, s);
+	if (ret) {
+		cache_put(&img->l2_cache, s);
+		return ret;
+	}
 	for (uint64_t i = 0; i < n; i++) {
 		uint32_t at = index + (uint32_t)i;
 		uint64_t entry = map_entry_load(s, at);

@@ -58,7 +58,11 @@ static int unmap_in_slice(struct unmap *u, uint64_t first, uint64_t end, unsigne
 
 	if (ret || !s)
 		return ret;
-	slice_begin_change(&img->l2_cache, s);
+	ret = slice_begin_change(&img->l2_cache, s);
+	if (ret) {
+		cache_put(&img->l2_cache, s);
+		return ret;
+	}
 	for (uint64_t g = first; g < end; g++) {
 		uint32_t index = map_slice_index(img, g);
 		uint64_t entry = map_entry_load(s, index), zeroed = zero_entry(u, g, entry);

@@ -158,7 +158,7 @@ static inline uint64_t run_unit(const struct run *r)
 }
 
 /*
- * After a failed sync nothing is written back, so I/O that needs the map goes on only as long as there
+ * After a failed sync nothing is written back, so what changes the map goes on only as long as there
  * is room for it. Whether there always is.
  */
 static inline bool run_roomy(const struct run *r)

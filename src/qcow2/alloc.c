@@ -27,6 +27,7 @@
 
 #include "base/log.h"
 #include "qcow2/image.h"
+#include "qcow2/inflate.h"
 
 #define EXTEND_STEP_BYTES ((uint64_t)16 << 20)
 
@@ -171,6 +172,8 @@ static uint64_t lower_in_group(struct qcow2_image *img, uint64_t hcluster, uint6
 		}
 		slice_count_set(img, s, index + i, 1, value - 1);
 		freed |= value == 1;
+		if (value == 1)
+			inflate_drop(img->inflate, img, hcluster + i); /* rule 4 */
 	}
 	if (freed)
 		group_mark(img, hcluster >> img->rc_slice_bits, true);

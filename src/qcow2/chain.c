@@ -143,6 +143,17 @@ int chain_lookup(struct chain *chain, uint64_t goff, uint64_t max_bytes, struct 
 	return ret;
 }
 
+int chain_lookup_cached(struct chain *chain, uint64_t goff, uint64_t max_bytes, struct map_extent *ext)
+{
+	int ret;
+
+	ext->kind = MAP_BROKEN;
+	ret = chain_peek(chain, goff, max_bytes, ext);
+	if (ret == -EAGAIN && ext->kind == MAP_COMPRESSED)
+		ret = map_peek(ext->img, goff, ext->len_bytes, ext);
+	return ret;
+}
+
 /* ---- building a slice ---- */
 
 /* What layer @n has of grains [@first, @end) of the slice at @base, which nobody above has. */

@@ -70,5 +70,7 @@ static inline bool chain_reaches(const struct chain *chain, uint64_t goff)
 int chain_peek(struct chain *chain, uint64_t goff, uint64_t max_bytes, struct map_extent *ext);
 int chain_lookup(struct chain *chain, uint64_t goff, uint64_t max_bytes,
 		 struct map_extent *ext) must_check;
+/* The same without suspending; -EAGAIN: not cached. */
+int chain_lookup_cached(struct chain *chain, uint64_t goff, uint64_t max_bytes, struct map_extent *ext);
 
 #endif

@@ -541,12 +541,6 @@ static int refuse_extended_l2(const struct qcow2_header *h, struct error *err)
 	return refuse(h, qcow2_header_extended_l2(h), "extended L2 entries (subclusters) are", err);
 }
 
-static int refuse_zstd(const struct qcow2_header *h, struct error *err)
-{
-	return refuse(h, h->compression_type == QCOW2_COMPRESSION_ZSTD, "compression type zstd is",
-		      err);
-}
-
 int qcow2_header_servable(const struct qcow2_header *h, bool read_only, struct error *err)
 {
 	static int (*const checks[])(const struct qcow2_header *, struct error *) = {
@@ -556,7 +550,6 @@ int qcow2_header_servable(const struct qcow2_header *h, bool read_only, struct e
 		refuse_luks,
 		refuse_data_file,
 		refuse_extended_l2,
-		refuse_zstd,
 	};
 	int ret = 0;
 

@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "qcow2/alloc.h"
 #include "qcow2/check.h"
+#include "qcow2/inflate.h"
 #include "qcow2/map.h"
 
 #ifdef QCOW2_MUTANTS
@@ -346,6 +347,19 @@ static int make_caches(struct qcow2_image *img, const struct qcow2_options *opts
 	return ret || img->is_layer ? ret : chain_open(img, opts, l2 * img->slice_bytes, err);
 }
 
+/* One cache for the whole chain, which is the overlay's. */
+static int make_inflate(struct qcow2_image *img, struct error *err)
+{
+	uint32_t largest = img->cluster_bytes;
+
+	if (img->is_layer)
+		return 0;
+	for (unsigned i = 0; img->chain && i < img->chain->count; i++)
+		if (img->chain->layers[i].img)
+			largest = max_of(largest, img->chain->layers[i].img->cluster_bytes);
+	return inflate_cache_create(&img->inflate, img->workers, largest, err);
+}
+
 static int make_parts(struct qcow2_image *img, const struct qcow2_options *opts, struct error *err)
 {
 	int ret;
@@ -365,7 +379,8 @@ static int make_parts(struct qcow2_image *img, const struct qcow2_options *opts,
 		return ret;
 	if (writeback_init(img, opts->writeback_delay_ms) || frees_init(&img->frees))
 		return error_set(err, -ENOMEM, "no memory for writing metadata back");
-	return alloc_init(img, err);
+	ret = make_inflate(img, err);
+	return ret ? ret : alloc_init(img, err);
 }
 
 /* Before a writable image is used: what lies in the file is durable, and its refcounts are right. */
@@ -401,6 +416,7 @@ static void image_free(struct qcow2_image *img)
 	if (img->zeros)
 		munmap(img->zeros, ZEROS_BYTES);
 	free(img->scratch);
+	inflate_cache_destroy(img->inflate);
 	work_pool_destroy(img->workers);
 	pthread_mutex_destroy(&img->queues_lock);
 	free(img);
@@ -536,6 +552,7 @@ void qcow2_detach_loop(struct qcow2_image *img)
 	writeback_stop_timer(img);
 	alloc_stop_scan(img);
 	frees_reclaim(img);
+	inflate_drain(img->inflate);
 	img->meta_loop = NULL;
 	image_detach(img, loop);
 }

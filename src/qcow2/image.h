@@ -72,6 +72,8 @@ struct table {
 /* What a file is extended in multiples of: no file system has larger blocks here than pages. */
 #define FILE_BLOCK_BYTES 4096u
 
+struct inflate_cache;
+
 struct qcow2_image {
 	struct storage *st;
 	struct qcow2_header hdr;
@@ -94,8 +96,8 @@ struct qcow2_image {
 	void *zeros;		/* ZEROS_BYTES, never written to */
 	void *scratch;		/* a cluster, under alloc_lock */
 
-	struct work_pool
-		*workers;	/* for what burns CPU; its threads start when there is such work */
+	struct work_pool *workers;     /* for what burns CPU */
+	struct inflate_cache *inflate; /* of the image and its backing chain */
 	struct loop *meta_loop; /* NULL: no loop runs */
 	struct qcow2_queue *queues[QUEUES_MAX];
 	unsigned nr_queues;
@@ -160,6 +162,13 @@ struct qcow2_queue {
 
 	unsigned asks; /* questions of the metadata loop on their way here; under queues_lock */
 	struct co_waitq answered;
+
+	struct read_stream {
+		uint64_t next;	 /* where it goes on; 0: unused */
+		uint64_t ahead;	 /* inflating was started up to here */
+		unsigned length; /* requests that went on where one ended */
+	} streams[4];		 /* of reads that met compressed clusters: readahead.c */
+	unsigned stream_hand;
 
 	/* copy on write: one cluster at a time */
 	struct co_mutex copy_lock;

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 
 #include "qcow2/image.h"
+#include "qcow2/inflate.h"
 
 /* A question to one queue, and the way back. Static in number: one for each queue, per asker. */
 struct ask {
@@ -194,14 +195,16 @@ void qcow2_queue_destroy(struct qcow2_queue *q)
 	assert(!q->epoch_count[0] && !q->epoch_count[1] && !q->inflight);
 	pthread_mutex_lock(&img->queues_lock);
 	img->gone_writes += q->writes_done; /* they stay counted */
-	img->queues[q->index] = NULL; /* no more questions */
+	img->queues[q->index] = NULL;	    /* no more questions */
 	while (q->asks) {
 		pthread_mutex_unlock(&img->queues_lock);
 		co_wait(&q->answered);
 		pthread_mutex_lock(&img->queues_lock);
 	}
 	pthread_mutex_unlock(&img->queues_lock);
-	if (q->loop != img->meta_loop)
+	if (q->loop != img->meta_loop) {
+		inflate_drain(img->inflate);
 		image_detach(img, q->loop);
+	}
 	queue_free(q);
 }

@@ -304,6 +304,7 @@ void qcow2_submit(struct qcow2_queue *q, struct blk_request *req)
 	co_latch_init(&r->latch);
 	r->parts_busy = 0;
 	r->part_waiter = NULL;
+	r->stream = NULL;
 	r->task.fn = request_task;
 	list_init(&r->task.list);
 	loop_spawn(q->loop, &r->task);

@@ -37,6 +37,8 @@ struct request {
 	unsigned epoch; /* the slot that the fast path is in */
 	unsigned parts_busy;
 	struct co *part_waiter;
+	struct read_stream *stream; /* READ: that it belongs to, once it met a compressed cluster */
+	uint64_t ahead;		    /* READ: inflating was started up to here */
 	struct part parts[REQUEST_PARTS];
 };
 
@@ -79,6 +81,9 @@ int read_range(struct request *r, uint64_t goff, uint64_t len_bytes, void *to);
  * and for the partial clusters of WRITE_ZEROES (which skip what reads as zeros already).
  */
 int write_range(struct request *r, uint64_t goff, uint64_t len_bytes, const struct payload *payload);
+
+/* READ, at a compressed cluster that ends at @from: starts to inflate what follows. */
+void readahead(struct request *r, uint64_t from);
 
 /* The image's own map: map_peek(), or where that says -EAGAIN map_lookup() on the metadata loop. */
 int request_map(struct request *r, uint64_t goff, uint64_t max_bytes, struct map_extent *ext);

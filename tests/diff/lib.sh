@@ -115,11 +115,13 @@ compare_all() {
 		diff_fail "qemu's image read by us differs from what qemu reads ($1)"
 }
 
-# diff_chain: makes the layers of DIFF_CHAIN, the lowest first, each "raw SIZE" or "qcow2 SIZE OPTIONS",
-# one a line, with random contents; prints the options that make qemu-img create put an image on top.
+# diff_chain: makes the layers of DIFF_CHAIN, the lowest first, each "raw SIZE", "qcow2 SIZE OPTIONS" or
+# "compressed SIZE OPTIONS", one a line, with random contents; prints the options that make qemu-img create put an image on top.
 diff_chain() {
-	local format size options n=0 below=
+	local format size options n=0 below= compressed
 	while read -r format size options; do
+		compressed=
+		[ $format != compressed ] || { compressed=1 format=qcow2; }
 		rm -f "$diff_dir/base$n"
 		# shellcheck disable=SC2086
 		qemu-img create -q -f "$format" ${options:+-o "$options"} $below "$diff_dir/base$n" "$size" ||
@@ -130,15 +132,35 @@ diff_chain() {
 		timeout "$STEP_TIMEOUT" qemu-io -t unsafe -f "$format" "$diff_dir/base$n" <"$diff_dir/base.script" \
 			>"$diff_dir/out.base" 2>&1 || diff_fail "qemu-io on layer $n"
 		rm "$diff_dir/out.base"
+		if [ $compressed ]; then
+			# shellcheck disable=SC2086
+			(cd "$diff_dir" && qemu-img convert -c -f qcow2 -O qcow2 ${options:+-o "$options"} \
+				${below/-b/-B} base$n base.new && mv base.new base$n) || diff_fail "qemu-img convert"
+		fi
 		below="-b base$n -F $format"
 		n=$((n + 1))
 	done <<<"$DIFF_CHAIN"
 	printf '%s' "$below"
 }
 
+# diff_compressed OPTIONS SIZE: makes twin.qcow2 full of clusters that qemu-img compressed.
+diff_compressed() {
+	local script=$diff_dir/base.script plain=$diff_dir/plain.raw
+	rm -f "$plain"
+	qemu-img create -q -f raw "$plain" "$2" || diff_fail "qemu-img create"
+	"$MAKE_SCRIPT" -p "$diff_dir/p" -m 900000 -D $((SEED * 1000 + 500 + diff_cases)) \
+		"$(stat -c %s "$plain")" 4096 120 >"$script"
+	timeout "$STEP_TIMEOUT" qemu-io -t unsafe -f raw "$plain" <"$script" >"$diff_dir/out.base" 2>&1 ||
+		diff_fail "qemu-io on the source"
+	rm "$diff_dir/out.base"
+	qemu-img convert -c -f raw -O qcow2 -o "$1" "$plain" "$diff_dir/twin.qcow2" ||
+		diff_fail "qemu-img convert -c"
+	rm "$plain"
+}
+
 # diff_case QEMU-IMG-OPTIONS SIZE CLUSTER OPS MAXLEN [qcow2-io option...]
 # With OWN_CREATE set our image is made by our own create; with DIFF_CHAIN it has a backing chain; with
-# NO_DISCARD nothing is discarded.
+# DIFF_COMPRESSED it starts full of compressed clusters; with NO_DISCARD nothing is discarded.
 diff_case() {
 	local options=$1 size=$2 cluster=$3 ops=$4 max_len=$5 seed below shadow=zero
 	local kinds=${NO_DISCARD:+-D}
@@ -149,9 +171,13 @@ diff_case() {
 	rm -f "$diff_dir"/*.qcow2 "$diff_dir"/out.*
 	below=
 	[ -z "${DIFF_CHAIN:-}" ] || below=$(diff_chain) || { echo "$below"; exit 1; }
-	# shellcheck disable=SC2086
-	qemu-img create -q -f qcow2 -o "$options" $below "$diff_dir/twin.qcow2" "$size" ||
-		diff_fail "qemu-img create"
+	if [ -n "${DIFF_COMPRESSED:-}" ]; then
+		diff_compressed "$options" "$size"
+	else
+		# shellcheck disable=SC2086
+		qemu-img create -q -f qcow2 -o "$options" $below "$diff_dir/twin.qcow2" "$size" ||
+			diff_fail "qemu-img create"
+	fi
 	if [ -n "${OWN_CREATE:-}" ]; then
 		"$PROGRAM" create -o "$options" "$diff_dir/ours.qcow2" "$size" 2>"$diff_dir/out.create"  >&2 ||
 			diff_fail "create"
@@ -165,7 +191,7 @@ diff_case() {
 	seed=$((SEED * 1000 + diff_cases * 2))
 	"$MAKE_SCRIPT" $kinds -p "$diff_dir/p" -m "$max_len" -A $seed "$size" "$cluster" "$ops" >"$diff_dir/a.ours"
 	"$MAKE_SCRIPT" $kinds -p "$diff_dir/p" -m "$max_len" $seed "$size" "$cluster" "$ops" >"$diff_dir/a.qemu"
-	if [ "$below" ]; then
+	if [ "$below" ] || [ -n "${DIFF_COMPRESSED:-}" ]; then
 		shadow=$diff_dir/start.raw
 		qemu-img convert -f qcow2 -O raw "$diff_dir/twin.qcow2" "$shadow" || diff_fail "qemu-img convert"
 	fi

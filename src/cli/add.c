@@ -17,7 +17,7 @@
 #include "cli/image.h"
 #include "daemon/daemon.h"
 
-#define QUEUES_DEFAULT 1
+#define QUEUES_DEFAULT 0 /* the daemon chooses */
 #define QUEUES_MAX     64
 #define DEPTH_DEFAULT  128
 #define DEPTH_MAX      4096
@@ -334,7 +334,8 @@ const struct cli_command cli_command_add = {
 		"      --frontend FRONTEND  ublk, fuse, or auto: ublk if the host has it, else fuse (auto)\n"
 		"      --target TARGET      what IMAGE is: qcow2; loop, a raw disk; null, a disk without a\n"
 		"                           memory. Default: by content; raw is guessed with --read-only alone\n"
-		"      --queues N           queues, each with a thread (1)\n"
+		"      --queues N           queues, each with a thread (ublk: one for each CPU, at most 4;\n"
+		"                           fuse: 1)\n"
 		"      --depth N            requests in flight in each queue (128)\n"
 		"      --id N               the device's number, such as 3 in /dev/ublkb3 (any)\n"
 		"      --cache MODE         direct: past the page cache where the file system can;\n"

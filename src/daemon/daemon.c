@@ -24,6 +24,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,6 +36,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <jansson.h>
+
 #include "base/log.h"
 #include "base/math.h"
 #include "daemon/control.h"
@@ -44,6 +47,9 @@
 #include "daemon/supervise.h"
 #include "qcow2.h"
 #include "storage/names.h"
+
+/* Queues of a device for which no number was asked. */
+#define QUEUES_AUTO_MAX 4
 
 struct daemon {
 	struct daemon_config config;
@@ -190,6 +196,19 @@ static int entry_fill_names(struct entry *e, const struct names_policy *names, s
 	return 0;
 }
 
+/* One for each CPU that this process may use. Beyond the bound, memory for buffers and stacks goes first. */
+static unsigned queues_default(const struct frontend_ops *frontend)
+{
+	unsigned queues = QUEUES_AUTO_MAX;
+	cpu_set_t cpus;
+
+	if (sched_getaffinity(0, sizeof(cpus), &cpus) == 0)
+		queues = min_of((unsigned)CPU_COUNT(&cpus), queues);
+	if (frontend->queues_max)
+		queues = min_of(frontend->queues_max, queues);
+	return max_of(queues, 1u);
+}
+
 static int entry_fill(struct daemon *d, struct error *err)
 {
 	const struct target_options *o = &d->config.target_options;
@@ -201,6 +220,8 @@ static int entry_fill(struct daemon *d, struct error *err)
 	ret = entry_init(e, err);
 	if (ret)
 		return ret;
+	if (!o->queues)
+		d->config.target_options.queues = queues_default(d->frontend_ops);
 	e->state = ENTRY_STARTING;
 	e->id = d->config.id;
 	e->queues = o->queues;
@@ -478,6 +499,34 @@ static int daemon_stop(struct daemon *d, bool force, struct error *err)
 	return d->ret;
 }
 
+static json_t *figures_json(const struct daemon *d)
+{
+	json_t *array = json_array();
+
+	for (unsigned i = 0; d->frontend && d->frontend_ops->figures && i < d->entry.queues; i++) {
+		struct frontend_figures f;
+
+		d->frontend_ops->figures(d->frontend, i, &f);
+		json_array_append_new(array, json_pack("{s:I,s:I,s:I,s:I,s:I,s:I}", "reads",
+						       (json_int_t)f.reads, "writes",
+						       (json_int_t)f.writes, "others",
+						       (json_int_t)f.others, "enters",
+						       (json_int_t)f.enters, "messages",
+						       (json_int_t)f.messages, "coroutines",
+						       (json_int_t)f.coroutines));
+	}
+	return array;
+}
+
+static void status_reply(const struct daemon *d, struct control_client *client)
+{
+	json_t *status = entry_to_json(&d->entry);
+
+	if (status)
+		json_object_set_new(status, "figures", figures_json(d));
+	control_reply_ok(client, status);
+}
+
 static void request_serve(void *arg, struct control_client *client,
 			  const struct control_request *request)
 {
@@ -486,7 +535,7 @@ static void request_serve(void *arg, struct control_client *client,
 	char why[512];
 
 	if (request->command == CONTROL_STATUS) {
-		control_reply_ok(client, entry_to_json(&d->entry));
+		status_reply(d, client);
 		return;
 	}
 	if (d->done) {

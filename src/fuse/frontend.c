@@ -198,11 +198,12 @@ static void *queue_thread(void *arg)
 
 static int thread_start(struct frontend *f, unsigned depth, struct error *err)
 {
+	const struct target_ops *ops = f->target->ops;
 	struct loop_params params = {
 		.name = "fuse",
 		.sq_entries = session_sq_entries(f->session) + 2 * depth,
-		.coroutines =
-			depth + f->target->ops->coroutines_extra + session_coroutines(f->session),
+		.coroutines = (ops->coroutines ? ops->coroutines(f->target, 0) : 0) +
+			      session_coroutines(f->session),
 	};
 	sigset_t all, old;
 	int ret;
@@ -551,6 +552,7 @@ static int fuse_resize(struct frontend *f, uint64_t size_bytes, struct error *er
 
 const struct frontend_ops frontend_fuse = {
 	.name = "fuse",
+	.queues_max = 1,
 	.probe = fuse_probe,
 	.start = fuse_start,
 	.id = fuse_id,

@@ -289,6 +289,7 @@ void loop_spawn(struct loop *loop, struct co_task *task)
 	struct co_pool *pool = &loop->co;
 
 	assert(pool->count);
+	loop_count(&loop->counts.coroutines);
 	if (loop_self() == loop && !pool->current && list_empty(&pool->pending) &&
 	    !list_empty(&pool->free))
 		task_start(pool, task);

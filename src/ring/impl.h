@@ -108,13 +108,18 @@ struct loop_done {
 	uint32_t flags;
 };
 
+/* One more; the loop's thread alone writes it. */
+static inline void loop_count(uint64_t *count)
+{
+	__atomic_store_n(count, *count + 1, __ATOMIC_RELAXED);
+}
+
 struct loop {
 	struct co_pool co;
 
 	/* the loop's thread only */
 	struct list timers; /* sorted by deadline */
 	uint64_t now_ns;
-	uint64_t enters;
 	void (*idle_fn)(void *arg);
 	void *idle_arg;
 	struct loop_done *done; /* a circular queue of done_mask + 1 */
@@ -123,6 +128,7 @@ struct loop {
 	bool has_ring, enabled, files_registered, wake_oneshot;
 	uint64_t wait_max_ns; /* UINT64_MAX, but under valgrind */
 	int failed;	      /* the ring's fatal error, or 0 */
+	struct loop_counts counts;
 	struct loop_op wake_op;
 	int wake_fd;
 	struct io_uring ring;

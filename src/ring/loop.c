@@ -58,6 +58,17 @@ struct io_uring *loop_ring(struct loop *loop)
 	return loop->has_ring ? &loop->ring : NULL;
 }
 
+void loop_counts_read(const struct loop *loop, struct loop_counts *out)
+{
+	const struct loop_counts *c = &loop->counts;
+
+	*out = (struct loop_counts){
+		.enters = __atomic_load_n(&c->enters, __ATOMIC_RELAXED),
+		.messages = __atomic_load_n(&c->messages, __ATOMIC_RELAXED),
+		.coroutines = __atomic_load_n(&c->coroutines, __ATOMIC_RELAXED),
+	};
+}
+
 uint64_t loop_now_ns(const struct loop *loop)
 {
 	return loop->now_ns;
@@ -65,7 +76,7 @@ uint64_t loop_now_ns(const struct loop *loop)
 
 uint64_t loop_enters(const struct loop *loop)
 {
-	return loop->enters;
+	return loop->counts.enters;
 }
 
 static uint64_t clock_ns(void)
@@ -249,6 +260,8 @@ static void loop_wake(struct loop *loop)
 
 void loop_post(struct loop *loop, struct loop_msg *msg)
 {
+	if (self_loop)
+		loop_count(&self_loop->counts.messages);
 	atomic_fetch_add(&loop->posters, 1);
 	msg->next = atomic_load_explicit(&loop->inbox, memory_order_relaxed);
 	while (!atomic_compare_exchange_weak(&loop->inbox, &msg->next, msg))
@@ -355,7 +368,7 @@ static struct io_uring_sqe *loop_sqe_slow(struct loop *loop)
 
 	assert(loop->enabled);
 	for (;;) {
-		loop->enters++;
+		loop_count(&loop->counts.enters);
 		ret = io_uring_submit_and_get_events(&loop->ring);
 		sqe = io_uring_get_sqe(&loop->ring);
 		if (sqe)
@@ -480,7 +493,7 @@ static int ring_enter(struct loop *loop)
 		}
 	}
 	deadline_ns = loop_next_deadline_ns(loop);
-	loop->enters++;
+	loop_count(&loop->counts.enters);
 	if (!wait) {
 		ret = io_uring_submit_and_get_events(&loop->ring);
 	} else if (deadline_ns == UINT64_MAX && loop->wait_max_ns == UINT64_MAX) {

@@ -119,6 +119,17 @@ void loop_timer_init(struct loop_timer *timer, void (*fn)(struct loop_timer *tim
 void loop_timer_arm(struct loop *loop, struct loop_timer *timer, uint64_t delay_ns);
 void loop_timer_cancel(struct loop *loop, struct loop_timer *timer); /* also when not armed */
 
+/* ---- figures ---- */
+
+/* What a loop has done since it was created. Counted on its thread, and read from any. */
+struct loop_counts {
+	uint64_t enters;     /* system calls that submit and wait */
+	uint64_t messages;   /* sent from its thread, to whatever loop */
+	uint64_t coroutines; /* started */
+};
+
+void loop_counts_read(const struct loop *loop, struct loop_counts *out);
+
 /* ---- hooks ---- */
 
 /* Runs before each wait; for tests and for a front end that batches its commands. NULL: none. */

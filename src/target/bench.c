@@ -304,7 +304,7 @@ static int queue_setup(struct bench_queue *q, struct error *err)
 	struct loop_params params = {
 		.name = name,
 		.sq_entries = max_of(2 * depth, 64u),
-		.coroutines = (ops->callbacks_only ? 0 : depth) + ops->coroutines_extra,
+		.coroutines = ops->coroutines ? ops->coroutines(q->bench->target, q->index) : 0,
 	};
 	int ret;
 

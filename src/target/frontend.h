@@ -30,8 +30,15 @@ struct frontend_options {
 	const char *name;     /* the image's base name, for the FUSE file; "null" if there is none */
 };
 
+/* What a queue has done. Of the loop it runs on: see struct loop_counts. */
+struct frontend_figures {
+	uint64_t reads, writes, others; /* requests that came in */
+	uint64_t enters, messages, coroutines;
+};
+
 struct frontend_ops {
 	const char *name; /* "ublk", "fuse" */
+	unsigned queues_max; /* 0: as many as one likes */
 	bool can_recover; /* knows options.recovery and options.recover */
 
 	/* 0 if this host has it; else -errno and @err says why in one phrase ("no /dev/ublk-control"). */
@@ -47,6 +54,8 @@ struct frontend_ops {
 	const char *(*device)(const struct frontend *f);
 	/* How many queues there are: maybe fewer than were asked for. */
 	unsigned (*queues)(const struct frontend *f);
+	/* NULL if there are none. */
+	void (*figures)(const struct frontend *f, unsigned queue, struct frontend_figures *out);
 	/*
 	 * A file descriptor that polls readable when the device has gone away by itself (deleted from
 	 * outside, unmounted, a queue thread failed); -1: none.

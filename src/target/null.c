@@ -54,7 +54,6 @@ static int null_close(struct target *t, struct error *err)
 
 const struct target_ops target_null = {
 	.name = "null",
-	.callbacks_only = true,
 	.open = null_open,
 	.submit = null_submit,
 	.close = null_close,

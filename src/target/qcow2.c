@@ -2,7 +2,14 @@
 /*
  * qcow2.c: a qcow2 image as a block device: the engine behind the target interface.
  *
- * One queue so far, whose loop is the image's metadata loop as well.
+ * The loop of queue 0 is the image's metadata loop as well, so it starts first and ends last. It has a
+ * coroutine for every request of every queue: one that waits there, for a lock that another holds, must not
+ * keep that other one's next step from starting.
+ *
+ * Stopping a queue: its requests are done, but a question of the metadata loop may be on its way to it.
+ * So it is destroyed in a coroutine of its own loop, which runs once more for that, while queue 0
+ * serves. The last, queue 0, ends the background work. If another queue was left because its requests do
+ * not end, that would wait for it without end: then nothing is ended, and the image is never closed.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -20,12 +27,21 @@
 /* For the I/O of a process that was killed: what the storage takes at worst. */
 #define CLAIM_MS 60000
 
+/* As many as storage_attach() takes. */
+#define MAX_QUEUES 64
+
+struct target_queue {
+	struct qcow2_queue *queue;
+	struct loop *loop;
+};
+
 struct qcow2_target {
 	struct target target;
 	struct qcow2_image *img;
-	struct qcow2_queue *queue;
-	struct loop *loop;
-	bool lost; /* its loop broke with work under way: it cannot be closed in order */
+	unsigned requests; /* in flight over all queues, at most */
+	unsigned depth;
+	struct target_queue queues[MAX_QUEUES];
+	bool lost; /* a loop broke with work under way: the image cannot be closed in order */
 };
 
 static struct qcow2_target *self(struct target *t)
@@ -102,7 +118,7 @@ static void limits_fill(struct qcow2_target *qt, const struct storage *st,
 		.discard_granularity = discard ? max_of(cluster, block) : 0,
 		.max_discard_bytes = discard ? DISCARD_MAX : 0,
 		.max_write_zeroes_bytes = writable ? DISCARD_MAX : 0,
-		.max_queues = 1,
+		.max_queues = MAX_QUEUES,
 		.read_only = !writable,
 		.volatile_cache = writable,
 		.fua = writable,
@@ -127,6 +143,8 @@ static int qcow2_target_open(struct target **out, const struct target_options *o
 	if (!qt)
 		return error_set(err, -ENOMEM, "out of memory");
 	qt->target.ops = &target_qcow2;
+	qt->depth = opts->depth;
+	qt->requests = opts->queues * opts->depth;
 	if (direct && clusters_smaller_than_blocks(opts->path, opts)) {
 		log_warn("%s: clusters are smaller than the blocks of direct I/O: going through the "
 			 "page cache",
@@ -143,53 +161,78 @@ static int qcow2_target_open(struct target **out, const struct target_options *o
 	return 0;
 }
 
+static unsigned qcow2_target_coroutines(const struct target *t, unsigned queue)
+{
+	const struct qcow2_target *qt = container_of(t, const struct qcow2_target, target);
+
+	return (queue == 0 ? qt->requests : qt->depth) + QCOW2_EXTRA_COROUTINES;
+}
+
 static int qcow2_target_queue_start(struct target *t, unsigned queue, struct loop *loop,
 				    struct error *err)
 {
 	struct qcow2_target *qt = self(t);
-	int ret = qcow2_set_metadata_loop(qt->img, loop, err);
+	struct target_queue *q = &qt->queues[queue];
+	int ret = 0;
 
+	q->loop = loop;
+	if (queue == 0)
+		ret = qcow2_set_metadata_loop(qt->img, loop, err);
 	if (ret)
 		return ret;
-	qt->loop = loop;
-	ret = qcow2_queue_create(&qt->queue, qt->img, loop, err);
-	if (ret)
+	ret = qcow2_queue_create(&q->queue, qt->img, loop, err);
+	if (ret && queue == 0)
 		qcow2_detach_loop(qt->img);
 	return ret;
 }
 
 static void qcow2_target_submit(struct target *t, unsigned queue, struct blk_request *req)
 {
-	qcow2_submit(self(t)->queue, req);
+	qcow2_submit(self(t)->queues[queue].queue, req);
 }
 
-struct detach {
+struct ending {
 	struct co_task task;
 	struct qcow2_target *qt;
+	unsigned queue;
 	bool done;
 };
 
-static void detach_task(struct co_task *task)
+static void ending_task(struct co_task *task)
 {
-	struct detach *detach = container_of(task, struct detach, task);
+	struct ending *ending = container_of(task, struct ending, task);
+	struct qcow2_target *qt = ending->qt;
 
-	qcow2_detach_loop(detach->qt->img);
-	detach->done = true;
+	qcow2_queue_destroy(qt->queues[ending->queue].queue);
+	qt->queues[ending->queue].queue = NULL;
+	if (ending->queue == 0)
+		qcow2_detach_loop(qt->img);
+	ending->done = true;
 	loop_stop(loop_self());
+}
+
+/* Whether queue 0 is the last one. */
+static bool others_stopped(const struct qcow2_target *qt)
+{
+	for (unsigned i = 1; i < MAX_QUEUES; i++)
+		if (qt->queues[i].queue)
+			return false;
+	return true;
 }
 
 static void qcow2_target_queue_stop(struct target *t, unsigned queue)
 {
 	struct qcow2_target *qt = self(t);
-	struct detach detach = {.task = {.fn = detach_task}, .qt = qt};
+	struct target_queue *q = &qt->queues[queue];
+	struct ending ending = {.task = {.fn = ending_task}, .qt = qt, .queue = queue};
 
-	if (!qt->queue)
+	if (queue == 0 && !others_stopped(qt)) {
+		qt->lost = true;
 		return;
-	qcow2_queue_destroy(qt->queue);
-	qt->queue = NULL;
-	list_init(&detach.task.list);
-	loop_spawn(qt->loop, &detach.task);
-	if (loop_run(qt->loop) || !detach.done) {
+	}
+	list_init(&ending.task.list);
+	loop_spawn(q->loop, &ending.task);
+	if (loop_run(q->loop) || !ending.done) {
 		log_err("the event loop failed with work under way");
 		qt->lost = true;
 	}
@@ -211,7 +254,7 @@ static int qcow2_target_close(struct target *t, struct error *err)
 const struct target_ops target_qcow2 = {
 	.name = "qcow2",
 	.request_bytes = QCOW2_REQUEST_BYTES,
-	.coroutines_extra = QCOW2_EXTRA_COROUTINES,
+	.coroutines = qcow2_target_coroutines,
 	.open = qcow2_target_open,
 	.queue_start = qcow2_target_queue_start,
 	.submit = qcow2_target_submit,

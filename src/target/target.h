@@ -6,11 +6,12 @@
  * I/O blocks; queue_start() for each queue on that queue's own thread, with the loop that will run
  * there; submit() on that thread for each request; queue_stop() on that thread after the last
  * request completed and loop_run() returned (the target may run the loop again there, to finish its
- * background work); close() on the main thread when all queues have stopped.
+ * background work, while the loops of the queues before it still run); close() on the main thread when all queues have stopped.
  *
  * Queues are started one after the other from 0 up and stopped one after the other from the last
- * down to 0, none while another is being started or stopped. A front end may start fewer than were
- * announced. Request buffers are zeroed when a front end makes them and belong to one device.
+ * down to 0, none while another is being started or stopped, and queue 0 serves before any other is
+ * stopped. One whose requests do not end is never stopped; the target is not closed then. A front end may
+ * start fewer than were announced. Request buffers are zeroed when a front end makes them and belong to one device.
  */
 #ifndef TARGET_TARGET_H
 #define TARGET_TARGET_H
@@ -46,7 +47,7 @@ struct target_options {
 	const char *path; /* image or device; NULL for null */
 	bool read_only;
 	bool direct;		   /* O_DIRECT where the file system can */
-	unsigned queues;	   /* how many queues will be started */
+	unsigned queues;	   /* how many queues will be started, at most; 0 for a daemon: it chooses */
 	unsigned depth;		   /* requests in flight in each queue, at most */
 	uint64_t cache_size_bytes; /* 0: the target's default */
 	uint64_t writeback_delay_ms; /* of dirty metadata; 0: the target's default */
@@ -77,11 +78,11 @@ struct target_limits {
 struct target_ops {
 	const char *name;
 	size_t request_bytes;	 /* private memory for each request; see blk_request.priv */
-	bool callbacks_only; /* a request needs no coroutine of the queue's loop */
-	unsigned coroutines_extra; /* coroutines its queue loop needs besides those of requests */
 
 	/* On error nothing is left open and @err says why. */
 	int (*open)(struct target **out, const struct target_options *opts, struct error *err);
+	/* How many coroutines the loop of @queue has to have. NULL: none, it is all callbacks. */
+	unsigned (*coroutines)(const struct target *t, unsigned queue);
 	/* NULL where there is nothing to do. */
 	int (*queue_start)(struct target *t, unsigned queue, struct loop *loop, struct error *err);
 	void (*submit)(struct target *t, unsigned queue, struct blk_request *req);

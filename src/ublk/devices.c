@@ -62,9 +62,29 @@ static int compare_devices(const void *a, const void *b)
 	return x->id < y->id ? -1 : x->id > y->id;
 }
 
+/*
+ * Whether a process can still serve. One that is killed is a zombie while its other threads are on their
+ * way out, and the driver learns of its end only after them.
+ */
 static bool process_there(pid_t pid)
 {
-	return pid > 0 && (kill(pid, 0) == 0 || errno == EPERM);
+	char path[32], text[256], *state;
+	ssize_t len;
+	int fd;
+
+	if (pid <= 0 || (kill(pid, 0) && errno != EPERM))
+		return false;
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return errno != ENOENT;
+	len = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	if (len <= 0)
+		return len < 0 && errno != ESRCH;
+	text[len] = '\0';
+	state = strrchr(text, ')'); /* what stands before is a name of any characters */
+	return !state || (strncmp(state, ") Z", 3) != 0 && strncmp(state, ") X", 3) != 0);
 }
 
 int ublk_devices(struct ublk_device *devices, size_t max, struct error *err)

@@ -365,6 +365,12 @@ static unsigned ublk_queues(const struct frontend *f)
 	return f->info.nr_hw_queues;
 }
 
+static void ublk_figures(const struct frontend *f, unsigned queue, struct frontend_figures *out)
+{
+	assert(queue < f->nr_queues);
+	ublk_queue_figures(f->queues[queue], out);
+}
+
 static int ublk_gone_fd(const struct frontend *f)
 {
 	return f->gone_fd;
@@ -397,6 +403,7 @@ const struct frontend_ops frontend_ublk = {
 	.id = ublk_id,
 	.device = ublk_device,
 	.queues = ublk_queues,
+	.figures = ublk_figures,
 	.gone_fd = ublk_gone_fd,
 	.busy = ublk_busy,
 	.resize = ublk_resize,

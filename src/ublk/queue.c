@@ -140,6 +140,15 @@ static void request_complete(struct blk_request *req, int ret)
 	tag_commit(t, ret);
 }
 
+static void count_request(struct ublk_queue *q, unsigned op)
+{
+	uint64_t *count = op == UBLK_IO_READ	? &q->counts.reads
+			  : op == UBLK_IO_WRITE ? &q->counts.writes
+						: &q->counts.others;
+
+	__atomic_store_n(count, *count + 1, __ATOMIC_RELAXED);
+}
+
 static void tag_fetched(struct loop_op *op, int res, uint32_t cqe_flags)
 {
 	struct ublk_tag *t = container_of(op, struct ublk_tag, op);
@@ -156,6 +165,7 @@ static void tag_fetched(struct loop_op *op, int res, uint32_t cqe_flags)
 	desc = (const struct ublk_io_desc *)(q->descs + t->tag * q->config.desc_bytes);
 	t->state = UBLK_TAG_SERVED;
 	q->served++;
+	count_request(q, desc->op_flags & 0xff);
 	ret = ublk_request_decode(&t->req, desc, &target->limits, q->config.buf_bytes);
 	if (ret)
 		log_err("ublk device %u: refused a request: operation %#x, sector %llu, %u "
@@ -248,7 +258,7 @@ static int loop_make(struct ublk_queue *q, struct error *err)
 		.name = name,
 		/* every tag commits and starts I/O of its own in one turn */
 		.sq_entries = max_of(2 * q->config.depth, 64u),
-		.coroutines = (ops->callbacks_only ? 0 : q->config.depth) + ops->coroutines_extra,
+		.coroutines = ops->coroutines ? ops->coroutines(q->config.target, q->config.queue) : 0,
 	};
 	int ret;
 
@@ -455,6 +465,21 @@ int ublk_queue_start(struct ublk_queue **out, const struct ublk_queue_config *co
 bool ublk_queue_over(const struct ublk_queue *q)
 {
 	return atomic_load(&q->over);
+}
+
+void ublk_queue_figures(const struct ublk_queue *q, struct frontend_figures *out)
+{
+	struct loop_counts loop;
+
+	loop_counts_read(q->loop, &loop);
+	*out = (struct frontend_figures){
+		.reads = __atomic_load_n(&q->counts.reads, __ATOMIC_RELAXED),
+		.writes = __atomic_load_n(&q->counts.writes, __ATOMIC_RELAXED),
+		.others = __atomic_load_n(&q->counts.others, __ATOMIC_RELAXED),
+		.enters = loop.enters,
+		.messages = loop.messages,
+		.coroutines = loop.coroutines,
+	};
 }
 
 void ublk_queue_expect_end(struct ublk_queue *q)

@@ -17,6 +17,7 @@
 #include "base/blk.h"
 #include "base/error.h"
 #include "ring/loop.h"
+#include "target/frontend.h"
 #include "target/target.h"
 #include "ublk/uapi.h"
 
@@ -111,6 +112,10 @@ struct ublk_queue {
 	int ret;
 	struct error err;
 
+	struct ublk_queue_counts {
+		uint64_t reads, writes, others;
+	} counts; /* requests; written by the thread, read from any */
+
 	atomic_bool end_expected; /* the device is being taken away: aborts are no news */
 	atomic_bool over;	  /* some fetch has ended for good */
 };
@@ -125,6 +130,8 @@ int ublk_queue_start(struct ublk_queue **out, const struct ublk_queue_config *co
 		     struct error *err) must_check;
 /* From any thread: whether the queue has stopped serving, or part of it has. */
 bool ublk_queue_over(const struct ublk_queue *q);
+/* From the thread that started it, at any time before it is stopped. */
+void ublk_queue_figures(const struct ublk_queue *q, struct frontend_figures *out);
 /* From now on aborted fetches are what is wanted. */
 void ublk_queue_expect_end(struct ublk_queue *q);
 /*

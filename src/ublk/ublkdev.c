@@ -109,7 +109,6 @@ static void forward_queue_stop(struct target *t, unsigned queue)
 }
 
 static const struct target_ops forward_ops = {
-	.callbacks_only = true,
 	.queue_start = forward_queue_start,
 	.submit = forward_submit,
 	.queue_stop = forward_queue_stop,

@@ -62,6 +62,13 @@ static struct wrap *wrap_of(struct target *t)
 	return container_of(t, struct wrap, target);
 }
 
+static unsigned wrap_coroutines(const struct target *t, unsigned queue)
+{
+	const struct target *inner = container_of(t, struct wrap, target)->inner;
+
+	return inner->ops->coroutines(inner, queue);
+}
+
 static bool fail_start;
 
 static int wrap_queue_start(struct target *t, unsigned queue, struct loop *loop, struct error *err)
@@ -132,7 +139,7 @@ static struct target *wrap_open(struct target *inner, const char *path)
 	wrap->ops = (struct target_ops){
 		.name = inner->ops->name,
 		.request_bytes = WRAP_BYTES + inner->ops->request_bytes,
-		.coroutines_extra = inner->ops->coroutines_extra,
+		.coroutines = inner->ops->coroutines ? wrap_coroutines : NULL,
 		.queue_start = wrap_queue_start,
 		.submit = wrap_submit,
 		.queue_stop = wrap_queue_stop,

@@ -23,7 +23,7 @@ UNITDIR ?= $(PREFIX)/lib/systemd/system
 Q := $(if $(V),,@)
 say = $(if $(V),,@printf '  %-4s %s\n' $(1) $@)
 
-PKGS := liburing fuse3 jansson libdeflate zlib libzstd
+PKGS := liburing fuse3 jansson libdeflate zlib libzstd libgcrypt
 CPPFLAGS += -D_GNU_SOURCE -Isrc -Iinclude -I$(BUILD)/gen $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 CFLAGS += -std=gnu17 -O2 -g -fno-strict-aliasing -fno-omit-frame-pointer -fstack-clash-protection \
 	-Wall -Wextra -Werror -Wmissing-prototypes -Wstrict-prototypes -Wshadow -Wvla \

@@ -442,7 +442,7 @@ static int image_open(struct qcow2_image **out, struct storage *storage, bool is
 	cluster_locks_init(&img->locks);
 
 	ret = lock_storage(img, opts, err);
-	if (!ret && !img->read_only)
+	if (!ret && !img->read_only && !mutant(MUTANT_RECOVER_AT_ONCE))
 		ret = storage_claim(storage, opts->claim_timeout_ms, err);
 	if (!ret)
 		ret = read_header(img, err);

@@ -23,6 +23,7 @@ enum qcow2_mutant {
 	MUTANT_NO_GRACE,	    /* rules 4 and 11 */
 	MUTANT_LOG_RETIRED_EARLY,   /* rule 14 */
 	MUTANT_OPEN_WITHOUT_SYNC,   /* rule 16 */
+	MUTANT_RECOVER_AT_ONCE,	    /* rule 15 */
 	MUTANT_COUNT,
 };
 

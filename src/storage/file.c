@@ -490,8 +490,16 @@ static int file_lock(struct storage *st, unsigned perms, unsigned shared, struct
 static int file_claim(struct storage *st, unsigned timeout_ms, struct error *err)
 {
 	struct file *f = to_file(st);
+	struct stat s;
+	int ret;
 
-	return st->read_only ? 0 : image_lock_claim(f->fd, st->name, timeout_ms, err);
+	if (st->read_only)
+		return 0;
+	ret = image_lock_claim(f->fd, st->name, timeout_ms, err);
+	/* What was waited for may have made the file longer. */
+	if (!ret && !st->fixed_size && !fstat(f->fd, &s))
+		atomic_store(&st->size_bytes, (uint64_t)s.st_size);
+	return ret;
 }
 
 /* ---- opening ---- */

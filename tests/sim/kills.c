@@ -112,6 +112,8 @@ bool kills_whole(struct run *r, const struct run_config *cfg, const char *extra)
 	r->broken = run_sync_failed(r);
 	if (!r->failed)
 		run_requests(r, cfg->requests / 2);
+	while (!r->failed && r->disk->ghosts.n) /* none, if recovery waited for them */
+		simdisk_ghost(r->disk);
 	if (!r->failed)
 		run_read_all(r);
 	if (!r->failed)

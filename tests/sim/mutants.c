@@ -27,6 +27,7 @@ static const char *const names[MUTANT_COUNT] = {
 	NAME(NO_GRACE),
 	NAME(LOG_RETIRED_EARLY),
 	NAME(OPEN_WITHOUT_SYNC),
+	NAME(RECOVER_AT_ONCE),
 };
 
 int mutant_count(void)

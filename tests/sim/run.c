@@ -258,6 +258,12 @@ static struct loop *ready_loop(struct run *r)
 	return NULL;
 }
 
+/* Who claims the file has waited for a dead process's I/O; else it may land long after. */
+static bool ghost_lands(const struct run *r)
+{
+	return r->disk->ghosts.n && r->disk->ops.n - r->disk->ghosts.at[0]->number > RUN_HOLD_OPS / 4;
+}
+
 /* Does one thing; false if there is nothing to do but to wait for a timer that is not armed. */
 static bool step(struct run *r)
 {
@@ -268,6 +274,7 @@ static bool step(struct run *r)
 	uint64_t io = io_to_land(r, turn || s) ? r->cfg.io_weight : 0;
 	uint64_t submit = s ? r->cfg.submit_weight : 0;
 	uint64_t time = timer != UINT64_MAX ? r->cfg.time_weight : 0;
+	uint64_t ghosts = ghost_lands(r) ? 3 : 0;
 	uint64_t at;
 
 	r->steps++;
@@ -277,8 +284,10 @@ static bool step(struct run *r)
 		advance(r, timer);
 		return true;
 	}
-	at = rng_below(&r->rng, turn + io + submit + time);
-	if (at < turn) {
+	at = rng_below(&r->rng, turn + io + submit + time + ghosts);
+	if (at >= turn + io + submit + time) {
+		simdisk_ghost(r->disk);
+	} else if (at < turn) {
 		loop_turn(loop);
 	} else if (at < turn + io) {
 		simdisk_finish(r->disk, pick_io(r));

@@ -283,18 +283,25 @@ void simdisk_finish(struct simdisk *d, size_t index)
 	loop_post(op->loop, &op->msg);
 }
 
+void simdisk_ghost(struct simdisk *d)
+{
+	uint64_t i = rng_below(&d->rng, d->ghosts.n);
+	struct sim_op *op = d->ghosts.at[i];
+
+	d->ghosts.at[i] = d->ghosts.at[--d->ghosts.n];
+	land(op);
+	account_done(op);
+}
+
 void simdisk_kill(struct simdisk *d)
 {
 	while (d->pending.n) {
-		struct sim_op *op = d->pending.at[rng_below(&d->rng, d->pending.n)];
-		size_t i = 0;
+		struct sim_op *op = d->pending.at[0];
 
-		while (d->pending.at[i] != op)
-			i++;
-		pending_remove(d, i);
+		pending_remove(d, 0);
 		op->killed = true;
-		land(op);
-		vec_push(&d->told, op);
+		op->io = NULL;
+		vec_push(&d->ghosts, op);
 	}
 	while (d->told.n) {
 		d->told.at[0]->killed = true;
@@ -304,6 +311,18 @@ void simdisk_kill(struct simdisk *d)
 		d->files.at[i]->closed = false;
 		d->files.at[i]->storage.size_bytes = d->files.at[i]->live.size_bytes;
 	}
+}
+
+/* Waits for what a killed process had under way. */
+static int file_claim(struct storage *st, unsigned timeout_ms, struct error *err)
+{
+	struct simdisk *d = container_of(st, struct simfile, storage)->disk;
+
+	while (d->ghosts.n)
+		simdisk_ghost(d);
+	for (size_t i = 0; i < d->files.n; i++)
+		d->files.at[i]->storage.size_bytes = d->files.at[i]->live.size_bytes;
+	return 0;
 }
 
 /* ---- submission ---- */
@@ -424,6 +443,7 @@ static void file_close(struct storage *st)
 
 static const struct storage_ops simfile_ops = {
 	.submit = file_submit,
+	.claim = file_claim,
 	.close = file_close,
 };
 
@@ -472,6 +492,7 @@ void simdisk_destroy(struct simdisk *d)
 	vec_free(&d->ops);
 	vec_free(&d->pending);
 	vec_free(&d->told);
+	vec_free(&d->ghosts);
 	arena_free(&d->arena);
 	sim_free(d);
 }

@@ -106,6 +106,7 @@ struct simdisk {
 	vec(struct sim_op *) pending; /* submitted in a loop, not landed, in order of submission */
 	vec(struct simfile *) files;
 	vec(struct sim_op *) told; /* landed, and their loops have been told */
+	vec(struct sim_op *) ghosts; /* of a process that was killed; may land yet */
 	struct sim_fault fault;
 	uint64_t failed;	 /* operations that failed by the plan */
 	unsigned undone;	 /* submitted and not done */
@@ -123,12 +124,14 @@ struct simfile *simdisk_file(struct simdisk *d, const char *name, const struct s
 void simdisk_finish(struct simdisk *d, size_t index);
 
 /*
- * The process that submitted what is under way is killed: each pending operation lands in any part
- * or not at all, none is reported, and from here on nothing of it lands any more. The files are
- * open anew for the next process. What has landed can be read, and becomes durable by the next
- * sync.
+ * The process that submitted what is under way is killed: none of it is reported, but it may still
+ * land, each operation in any part or not at all: when simdisk_ghost() lets it, or all of it when the
+ * next process claims the storage (storage_claim(), which waits for it). The files are open anew for
+ * that process. What has landed can be read, and becomes durable by the next sync.
  */
 void simdisk_kill(struct simdisk *d);
+/* Lets one of those operations land. */
+void simdisk_ghost(struct simdisk *d);
 
 /* Puts an event of the caller's into the record and returns its time. */
 uint64_t simdisk_mark(struct simdisk *d);

@@ -250,6 +250,9 @@ static int image_prepare(struct add *add, struct error *err)
 		cli_note(add->image, "its file system has no direct I/O: the page cache is used");
 		add->config.target_options.direct = false;
 	}
+	if (add->config.target == &target_qcow2 && !add->config.target_options.read_only &&
+	    image_is_dirty(add->path))
+		cli_note(add->image, "it was not closed properly: its refcounts are repaired first");
 	return 0;
 }
 

@@ -7,10 +7,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "qcow2.h"
+#include "storage/storage.h"
 
 /* Enough for the magic and version that qcow2_probe() looks at, and then some. */
 #define PROBE_BYTES 512
@@ -54,4 +56,20 @@ int image_probe(const char *path, bool *qcow2, bool *direct_works, struct error 
 	if (fd >= 0)
 		close(fd);
 	return 0;
+}
+
+bool image_is_dirty(const char *path)
+{
+	const struct storage_file_options options = {.read_only = true};
+	struct qcow2_info *info = calloc(1, sizeof(*info));
+	struct storage *st;
+	bool dirty = false;
+
+	/* What is wrong with it is said by who opens it. */
+	if (info && storage_file_open(&st, path, &options, NULL) == 0) {
+		dirty = qcow2_info(st, info, NULL) == 0 && info->dirty;
+		storage_close(st);
+	}
+	free(info);
+	return dirty;
 }

@@ -19,4 +19,7 @@ int image_check(const char *path, struct stat *st, struct error *err) must_check
  */
 int image_probe(const char *path, bool *qcow2, bool *direct_works, struct error *err) must_check;
 
+/* Whether @path is a qcow2 image with the dirty bit: its refcounts are to be repaired. */
+bool image_is_dirty(const char *path);
+
 #endif

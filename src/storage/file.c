@@ -8,6 +8,10 @@
  * not uses the plain descriptor. Outside of a loop with a ring the same steps are made by system
  * calls.
  *
+ * A file in memory (tmpfs) is never waited for, but io_uring hands its requests to a kernel thread all the
+ * same, one by one, with a wake-up for each. Small ones are therefore made by system calls there, and
+ * complete before file_submit() returns; large ones copy for long enough to be worth a thread.
+ *
  * A request is a sequence of steps, each one submission: file_step() judges what a step did and
  * says whether there is another one. A read that meets the end of the file fills the rest with
  * zeros; if its payload is a registered buffer, which may be memory that this process cannot see,
@@ -24,6 +28,7 @@
 #include <inttypes.h>
 #include <limits.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <liburing.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -32,6 +37,7 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "base/math.h"
@@ -45,6 +51,7 @@ enum {
 	BLOCK_MIN = 512,
 	BLOCK_MAX = 4096,
 	STEP_BYTES_MAX = 1 << 30, /* a submission's length is 32 bits wide, a result 31 */
+	INLINE_BYTES_MAX = 65536, /* of a request that is made by system calls on a file in memory */
 	RETRIES_MAX = 64,	  /* of EAGAIN, EINTR and steps that did nothing, in a row */
 };
 
@@ -66,6 +73,7 @@ struct file {
 	struct storage st;
 	int fd;
 	int zero_fd; /* /dev/zero; -1: there is none */
+	bool in_memory;
 	char *name;
 	struct image_lock lock;
 	pthread_mutex_t attach_lock;
@@ -397,6 +405,20 @@ static void file_complete(struct loop_op *op, int res, uint32_t cqe_flags)
 	io->complete(io, ret);
 }
 
+/* Whether a system call is over sooner than a submission is made. */
+static bool better_called(const struct file *f, const struct storage_io *io)
+{
+	switch (io->op) {
+	case STORAGE_READ:
+	case STORAGE_WRITE:
+		return f->in_memory && io->len_bytes <= INLINE_BYTES_MAX && !payload_is_fixed(io);
+	case STORAGE_SYNC:
+		return f->in_memory;
+	default:
+		return false;
+	}
+}
+
 static void file_submit(struct storage *st, struct storage_io *io)
 {
 	struct file *f = to_file(st);
@@ -411,6 +433,10 @@ static void file_submit(struct storage *st, struct storage_io *io)
 	io->impl.aux[AUX_SEGMENT] = 0;
 	if (io->op == STORAGE_TRUNCATE && st->fixed_size) {
 		io->complete(io, -EOPNOTSUPP);
+		return;
+	}
+	if (better_called(f, io)) {
+		file_run_sync(f, io);
 		return;
 	}
 	fl = loop ? file_loop_find(f, loop) : NULL; /* implies a ring */
@@ -648,6 +674,7 @@ static void choose_direct(struct file *f, const struct stat *s, bool wanted)
 static int file_examine(struct file *f, const struct storage_file_options *opts, struct error *err)
 {
 	uint64_t size;
+	struct statfs fs;
 	struct stat s;
 	dev_t disk;
 	int ret;
@@ -672,6 +699,7 @@ static int file_examine(struct file *f, const struct storage_file_options *opts,
 	f->st.read_only = opts->read_only;
 	f->st.rotational = queue_attribute(disk, "rotational", 0) > 0;
 	choose_direct(f, &s, opts->direct);
+	f->in_memory = S_ISREG(s.st_mode) && !fstatfs(f->fd, &fs) && fs.f_type == TMPFS_MAGIC;
 	return 0;
 }
 

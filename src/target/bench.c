@@ -7,11 +7,13 @@
  * its slot on that list and pumps: takes from the list and submits until the list, the share of the
  * requests or the time is used up, or a flush is due.
  *
+ * A target may complete a request in submit(), and then the pump would never end: after as many as the
+ * queue is deep it gives the loop a turn, as a front end's kernel would.
+ *
  * The clock is read once for each completion: what it says ends one request and begins the next.
  *
  * Invariants:
- *  1. The pump never runs inside of itself: a target may complete a request in submit(), and does so a
- *     billion times in a row if it is the null target.
+ *  1. The pump never runs inside of itself.
  *  2. While a flush is due or under way nothing else is submitted.
  *  3. A queue's loop runs until the main thread stops it, the last queue's first: a target's other
  *     queues may need queue 0's loop to the end.
@@ -59,12 +61,13 @@ struct bench_queue {
 	bool thread_started;
 	struct loop *loop;
 	struct loop_msg begin;
+	struct loop_msg again;
 
 	struct slot *slots, *idle;
 	void *buffers, *privs;
 	size_t buffers_bytes, privs_bytes;
 
-	bool pumping, flush_due, flushing, ended;
+	bool pumping, resting, flush_due, flushing, ended;
 	unsigned inflight;
 	uint64_t now_ns, end_ns;
 	uint64_t next;	      /* of this queue's requests, from 0 */
@@ -214,11 +217,17 @@ static void transfer_submit(struct bench_queue *q)
 static void pump(struct bench_queue *q)
 {
 	const struct bench_job *job = q->bench->job;
+	unsigned budget = job->open.depth;
 
-	if (q->pumping)
+	if (q->pumping || q->resting)
 		return;
 	q->pumping = true;
 	while (q->idle && !q->flushing) {
+		if (!budget--) {
+			q->resting = true;
+			loop_post(q->loop, &q->again);
+			break;
+		}
 		if (q->now_ns >= q->end_ns || q->next == q->share)
 			q->ended = true;
 		if (q->flush_due && !q->ret) {
@@ -232,11 +241,19 @@ static void pump(struct bench_queue *q)
 		}
 	}
 	q->pumping = false;
-	if (q->ended && !q->inflight && !q->over_ns) {
+	if (q->ended && !q->inflight && !q->resting && !q->over_ns) {
 		q->over_ns = q->now_ns;
 		q->enters = loop_enters(q->loop) - q->enters_before;
 		state_set(q, QUEUE_OVER);
 	}
+}
+
+static void queue_go_on(struct loop_msg *msg)
+{
+	struct bench_queue *q = container_of(msg, struct bench_queue, again);
+
+	q->resting = false;
+	pump(q);
 }
 
 static void queue_begin(struct loop_msg *msg)
@@ -351,6 +368,7 @@ static int queue_start(struct bench *b, struct bench_queue *q, struct error *err
 	q->bench = b;
 	q->index = (unsigned)(q - b->queues);
 	q->begin.fn = queue_begin;
+	q->again.fn = queue_go_on;
 	q->random = (job->seed + q->index) * 0x9e3779b97f4a7c15u | 1;
 	q->share = UINT64_MAX;
 	if (job->requests)

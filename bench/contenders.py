@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 import time
 
 from images import run
@@ -148,8 +149,10 @@ class Served:
 
 @contextlib.contextmanager
 def process(words, env=None, pipe=False):
+    errors = tempfile.TemporaryFile("w+")
     proc = subprocess.Popen([str(w) for w in words], env=env, text=True, stdin=subprocess.DEVNULL,
-                            stdout=subprocess.PIPE if pipe else subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                            stdout=subprocess.PIPE if pipe else subprocess.DEVNULL, stderr=errors)
+    proc.errors = errors
     try:
         yield proc
     finally:
@@ -183,7 +186,9 @@ class Attached(Served):
         with process(words, self.env.variables, pipe=True) as proc:
             device = proc.stdout.readline().strip()
             if not device:
-                raise RuntimeError(f"{' '.join(map(str, words))} did not attach")
+                proc.wait(WAIT_S)
+                proc.errors.seek(0)
+                raise RuntimeError(f"{' '.join(map(str, words[1:]))}: {proc.errors.read().strip()}")
             size = 0 if device.startswith("/dev/") else os.path.getsize(device)
             yield {"name": device, "size": size}, [proc.pid]
 

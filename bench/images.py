@@ -2,6 +2,7 @@
 """images.py: the images that rows work on, by kind. What a kind needs that the program lacks is found by
 trying: an image that `ublk-qcow2 bench` refuses is Absent, with the program's own words."""
 import os
+import shutil
 import subprocess
 
 
@@ -107,6 +108,8 @@ class Images:
         return path
 
     def drop(self):
-        for name in os.listdir(self.folder):
-            os.unlink(os.path.join(self.folder, name))
-        os.rmdir(self.folder)
+        with open("/proc/self/mounts", encoding="utf-8") as f:
+            left = [line.split()[1] for line in f if line.split()[1].startswith(self.folder + "/")]
+        for mount in left:
+            subprocess.run(["umount", "--lazy", mount], check=False)
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -137,6 +137,19 @@ void qcow2_detach_loop(struct qcow2_image *img);
  */
 int qcow2_close(struct qcow2_image *img, struct error *err);
 
+/* ---- resizing ---- */
+
+/*
+ * Gives the disk another size, a multiple of 512: durably, and at every moment a power cut leaves the
+ * old disk or the new one. What is gained reads as zeros. Called in a coroutine of the metadata loop,
+ * or outside of any loop when none is running.
+ *
+ * A disk that is being used grows at once: requests past the old end may be submitted when this has
+ * returned. To shrink, no request may be in flight, no recovery log be in use, and afterwards the image
+ * be closed and nothing else. -ENOTSUP: it has snapshots that are in the way.
+ */
+int qcow2_resize(struct qcow2_image *img, uint64_t size_bytes, struct error *err);
+
 /* ---- creating ---- */
 
 enum qcow2_preallocation {

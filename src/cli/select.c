@@ -164,3 +164,24 @@ int select_each(char *const *names, bool all, bool (*wants)(const struct entry *
 	statedir_close(&dir);
 	return status;
 }
+
+bool select_is_attached(const char *name)
+{
+	struct entry_list list = {0};
+	const struct entry *e;
+	struct wanted wanted;
+	struct statedir dir;
+	bool attached = false;
+
+	if (statedir_open(&dir, false, NULL))
+		return false;
+	if (!entry_list_read(&list, &dir, NULL)) {
+		wanted_init(&wanted, name);
+		/* more than one is for select_each() to complain about */
+		attached = wanted_find(&wanted, &list, &e, NULL) != -ENODEV;
+		free(wanted.path);
+	}
+	entry_list_free(&list);
+	statedir_close(&dir);
+	return attached;
+}

@@ -19,4 +19,7 @@ int select_each(char *const *names, bool all, bool (*wanted)(const struct entry 
 		int (*fn)(const struct entry *e, struct statedir *dir, void *arg, struct error *err),
 		void *arg);
 
+/* Whether @name means a device that is attached, or waits to be recovered. */
+bool select_is_attached(const char *name);
+
 #endif

@@ -8,6 +8,7 @@
 #include "daemon/control.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -174,6 +175,15 @@ static void line_serve(struct control *control, struct control_client *client)
 	} else if (strcmp(command, "stop") == 0) {
 		request.command = CONTROL_STOP;
 		control->serve(control->arg, client, &request);
+	} else if (strcmp(command, "resize") == 0) {
+		json_t *size = json_object_get(o, "size");
+
+		request.command = CONTROL_RESIZE;
+		request.size_bytes = (uint64_t)json_integer_value(size);
+		if (json_is_integer(size) && json_integer_value(size) > 0)
+			control->serve(control->arg, client, &request);
+		else
+			control_reply_error(client, "the size is not a number above 0");
 	} else {
 		control_reply_error(client, "unknown command");
 	}
@@ -280,13 +290,15 @@ static int answer_judge(const char *line, struct error *err)
 	return ret;
 }
 
-int control_ask(const struct statedir *dir, const struct entry *e, enum control_command command,
-		bool force, int timeout_ms, struct error *err)
+/* Sends a line, and judges the one that comes back. */
+static int line_ask(const struct statedir *dir, const struct entry *e, const char *request,
+		    int timeout_ms, struct error *err)
 {
 	uint64_t deadline_ms = control_now_ms() + (uint64_t)timeout_ms;
+	ssize_t len = (ssize_t)strlen(request);
 	struct sockaddr_un addr;
 	char line[CONTROL_LINE_MAX * 2];
-	int fd, len, ret;
+	int fd, ret;
 
 	ret = address_make(&addr, dir, e->key);
 	if (ret)
@@ -294,10 +306,8 @@ int control_ask(const struct statedir *dir, const struct entry *e, enum control_
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (fd < 0)
 		return -errno;
-	len = snprintf(line, sizeof(line), "{\"command\":\"%s\",\"force\":%s}\n",
-		       command == CONTROL_STOP ? "stop" : "status", force ? "true" : "false");
 	if (connect(fd, (struct sockaddr *)&addr, sizeof(addr)) ||
-	    send(fd, line, (size_t)len, MSG_NOSIGNAL) != len)
+	    send(fd, request, (size_t)len, MSG_NOSIGNAL) != len)
 		ret = -errno;
 	if (!ret)
 		ret = line_receive(fd, line, sizeof(line), deadline_ms);
@@ -309,4 +319,23 @@ int control_ask(const struct statedir *dir, const struct entry *e, enum control_
 		return error_set(err, ret, "cannot talk to its daemon (process %d): %s",
 				 (int)e->process.pid, strerror(-ret));
 	return answer_judge(line, err);
+}
+
+int control_ask(const struct statedir *dir, const struct entry *e, enum control_command command,
+		bool force, int timeout_ms, struct error *err)
+{
+	char line[128];
+
+	snprintf(line, sizeof(line), "{\"command\":\"%s\",\"force\":%s}\n",
+		 command == CONTROL_STOP ? "stop" : "status", force ? "true" : "false");
+	return line_ask(dir, e, line, timeout_ms, err);
+}
+
+int control_ask_resize(const struct statedir *dir, const struct entry *e, uint64_t size_bytes,
+		       int timeout_ms, struct error *err)
+{
+	char line[128];
+
+	snprintf(line, sizeof(line), "{\"command\":\"resize\",\"size\":%" PRIu64 "}\n", size_bytes);
+	return line_ask(dir, e, line, timeout_ms, err);
 }

@@ -3,7 +3,7 @@
  * control.h: how a running daemon is asked for something.
  *
  * A UNIX stream socket in the folder of state. A client sends one line of JSON, {"command": "status"}
- * or {"command": "stop", "force": false}, and gets one line back: {"ok": true, ...} or {"ok": false,
+ * or {"command": "stop", "force": false} or {"command": "resize", "size": 1073741824}, and gets one line back: {"ok": true, ...} or {"ok": false,
  * "error": "text"}; then the connection is closed. Numbered:
  *  1. Only root and the daemon's own user are answered (SO_PEERCRED).
  *  2. A line of CONTROL_LINE_MAX bytes at most, within CONTROL_TIMEOUT_MS; CONTROL_CLIENTS_MAX clients
@@ -27,11 +27,12 @@
 
 /* ---- in the daemon ---- */
 
-enum control_command { CONTROL_STATUS, CONTROL_STOP };
+enum control_command { CONTROL_STATUS, CONTROL_STOP, CONTROL_RESIZE };
 
 struct control_request {
 	enum control_command command;
-	bool force;
+	bool force;	     /* STOP */
+	uint64_t size_bytes; /* RESIZE */
 };
 
 struct control_client {
@@ -74,5 +75,7 @@ uint64_t control_now_ms(void);
  */
 int control_ask(const struct statedir *dir, const struct entry *e, enum control_command command,
 		bool force, int timeout_ms, struct error *err) must_check;
+int control_ask_resize(const struct statedir *dir, const struct entry *e, uint64_t size_bytes,
+		       int timeout_ms, struct error *err) must_check;
 
 #endif

@@ -527,6 +527,51 @@ static void status_reply(const struct daemon *d, struct control_client *client)
 	control_reply_ok(client, status);
 }
 
+/* The target first, then what the kernel thinks of the device; again, if only the latter is missing. */
+static int daemon_resize(struct daemon *d, uint64_t size_bytes, struct error *err)
+{
+	uint64_t block = d->target->limits.logical_block_bytes;
+	struct error ignored = {0};
+	int ret;
+
+	if (!d->target->ops->resize)
+		return error_set(err, -EOPNOTSUPP, "the %s target cannot be resized", d->entry.target);
+	if (d->target->limits.read_only)
+		return error_set(err, -EROFS, "is attached read-only");
+	if (size_bytes & (block - 1))
+		return error_set(err, -EINVAL, "the new size is not a multiple of its blocks of %u bytes",
+				 (unsigned)block);
+	if (size_bytes < target_size(&d->target->limits))
+		return error_set(err, -EOPNOTSUPP, "cannot shrink while it is attached");
+	ret = d->target->ops->resize(d->target, size_bytes, err);
+	if (!ret && size_bytes != target_size(&d->target->limits)) {
+		ret = d->frontend_ops->resize(d->frontend, size_bytes, err);
+		if (ret == -EOPNOTSUPP) {
+			memset(err, 0, sizeof(*err));
+			error_set(err, ret, "the image has the new size; the device gets it when it is "
+					    "attached anew, since this kernel cannot tell its users");
+		}
+	}
+	if (ret)
+		return ret;
+	d->entry.size_bytes = size_bytes;
+	if (entry_write(&d->entry, &d->dir, &ignored))
+		log_warn("%s", ignored.text);
+	log_info("%s: has %llu bytes now", d->entry.device, (unsigned long long)size_bytes);
+	return 0;
+}
+
+static void resize_serve(struct daemon *d, struct control_client *client, uint64_t size_bytes)
+{
+	struct error err = {0};
+	int ret = daemon_resize(d, size_bytes, &err);
+
+	if (ret)
+		control_reply_error(client, error_text(&err, ret));
+	else
+		control_reply_ok(client, NULL);
+}
+
 static void request_serve(void *arg, struct control_client *client,
 			  const struct control_request *request)
 {
@@ -540,6 +585,10 @@ static void request_serve(void *arg, struct control_client *client,
 	}
 	if (d->done) {
 		control_reply_error(client, "is being detached already");
+		return;
+	}
+	if (request->command == CONTROL_RESIZE) {
+		resize_serve(d, client, request->size_bytes);
 		return;
 	}
 	if (!request->force && !device_unused(d, why, sizeof(why))) {

@@ -227,6 +227,19 @@ void refcount_release(struct qcow2_image *img, uint64_t hcluster, uint64_t count
 	}
 }
 
+int refcount_get(struct qcow2_image *img, uint64_t hcluster, uint64_t *value)
+{
+	struct slice *s;
+	int ret = refcount_slice_get(img, hcluster, &s);
+
+	*value = 0;
+	if (ret || !s)
+		return ret;
+	*value = slice_count_get(img, s, slice_index(img, hcluster));
+	cache_put(&img->rc_cache, s);
+	return 0;
+}
+
 uint64_t refcount_read(struct qcow2_image *img, uint64_t hcluster)
 {
 	struct slice *s;
@@ -621,6 +634,128 @@ int alloc_clusters(struct qcow2_image *img, uint64_t want, uint64_t *hcluster, u
 	if (!ret)
 		scan_start(img);
 	/* The end of what a refcount table counts, or of what a file may be, is an end of space. */
+	return ret == -EFBIG ? -ENOSPC : ret;
+}
+
+/* ---- adjacent clusters for a table ---- */
+
+/* A run inside of one group: from the end of a file, on a device from anywhere. Under alloc_lock. */
+static int take_run(struct qcow2_image *img, uint64_t clusters, uint64_t *hcluster)
+{
+	uint64_t from = img->st->fixed_size ? 0 : img->append_hcluster;
+
+	while (from < img->hclusters_max && from < img->end_hcluster) {
+		uint64_t first, got;
+		int ret = take_from_group(img, from, clusters, true, &first, &got);
+
+		if (ret == -EAGAIN) {
+			if (!img->st->fixed_size)
+				from = max_of(from, img->append_hcluster);
+			continue;
+		}
+		if (ret)
+			return ret;
+		*hcluster = first;
+		if (got == clusters)
+			return 0;
+		if (got)
+			refcount_lower(img, first, got);
+		from = got ? first + got : align_down(from, group_entries(img)) + group_entries(img);
+	}
+	return -ENOSPC;
+}
+
+/* The first of @blocks adjacent blocks that do not exist; past the table's end none does. */
+static uint64_t find_uncounted(const struct qcow2_image *img, uint64_t blocks)
+{
+	uint64_t index = 0, run = 0;
+
+	if (!img->st->fixed_size)
+		index = div_up(img->append_hcluster, (uint64_t)1 << img->rb_bits);
+	for (; index < img->rt.entries && run < blocks; index++)
+		run = table_get(&img->rt, index) ? 0 : run + 1;
+	return index - run;
+}
+
+/* The blocks @p says, which count themselves and what is behind them; under alloc_lock. */
+static int write_fresh_blocks(struct qcow2_image *img, const struct rt_plan *p)
+{
+	uint64_t rb_entries = (uint64_t)1 << img->rb_bits, used = p->blocks + p->clusters;
+	int ret = extend_file(img, (p->first + used) << img->cluster_bits);
+
+	for (uint64_t b = 0; !ret && b < p->blocks; b++) {
+		uint64_t counted = used > b * rb_entries ? used - b * rb_entries : 0;
+
+		memset(img->scratch, 0, img->cluster_bytes);
+		for (uint64_t i = 0; i < min_of(counted, rb_entries); i++)
+			qcow2_refcount_set(img->scratch, (uint32_t)i, img->refcount_order, 1);
+		ret = storage_pwrite(img->st, (p->first + b) << img->cluster_bits, img->scratch,
+				     img->cluster_bytes);
+		img->wb.meta_writes++;
+	}
+	return ret;
+}
+
+/*
+ * A run too long for one group, in a range that no block counts yet: the blocks come first, and the run
+ * behind them is not interrupted by any. Under alloc_lock.
+ */
+static int take_fresh(struct qcow2_image *img, uint64_t clusters, uint64_t *hcluster)
+{
+	struct rt_plan p = {.clusters = clusters, .blocks = 1};
+	int ret = 0;
+
+	while (p.blocks + clusters > p.blocks << img->rb_bits)
+		p.blocks++;
+	for (;;) {
+		p.first_block = find_uncounted(img, p.blocks);
+		if (p.first_block + p.blocks <= img->rt.entries)
+			break;
+		ret = refcount_table_grow(img);
+		if (ret)
+			return ret;
+	}
+	p.first = p.first_block << img->rb_bits;
+	if (p.first + p.blocks + clusters > min_of(img->end_hcluster, img->hclusters_max))
+		return -ENOSPC;
+	for (uint64_t c = p.first; c < p.first + p.blocks + clusters; c++)
+		if (metaset_has(&img->metaset, c))
+			return -EIO; /* in use, and counted by nothing */
+	ret = write_fresh_blocks(img, &p);
+	for (uint64_t b = 0; !ret && b < p.blocks; b++) {
+		ret = metaset_add(&img->metaset, p.first + b);
+		if (ret)
+			break;
+		reclog_table(img, RECLOG_RT, p.first_block + b, 0,
+			     (p.first + b) << img->cluster_bits);
+		table_set(&img->rt, img, p.first_block + b, (p.first + b) << img->cluster_bits);
+	}
+	*hcluster = p.first + p.blocks;
+	return ret;
+}
+
+int alloc_contiguous(struct qcow2_image *img, uint64_t clusters, uint64_t *hcluster)
+{
+	int ret;
+
+	assert(clusters);
+	co_lock(&img->alloc_lock);
+	/* the group's own block may be in the way */
+	if (clusters < group_entries(img))
+		ret = take_run(img, clusters, hcluster);
+	else
+		ret = take_fresh(img, clusters, hcluster);
+	if (!ret) {
+		uint64_t end = *hcluster + clusters;
+
+		img->append_hcluster = max_of(img->append_hcluster, end);
+		if (img->zero_hcluster != UINT64_MAX)
+			img->zero_hcluster = max_of(img->zero_hcluster, end);
+		ret = extend_file(img, end << img->cluster_bits);
+		if (ret)
+			refcount_lower(img, *hcluster, clusters);
+	}
+	co_unlock(&img->alloc_lock);
 	return ret == -EFBIG ? -ENOSPC : ret;
 }
 

@@ -31,6 +31,12 @@ void alloc_destroy(struct qcow2_image *img);
 int alloc_clusters(struct qcow2_image *img, uint64_t want, uint64_t *hcluster, uint64_t *got,
 		   bool *zeroed) must_check;
 
+/*
+ * Takes exactly @clusters adjacent ones, for a table that is written whole: what is in them is
+ * undefined. The refcounts may be in blocks that are made for it.
+ */
+int alloc_contiguous(struct qcow2_image *img, uint64_t clusters, uint64_t *hcluster) must_check;
+
 /* Gives back clusters that nothing refers to and nothing durable ever did. */
 void alloc_undo(struct qcow2_image *img, uint64_t hcluster, uint64_t count);
 
@@ -38,6 +44,9 @@ void alloc_undo(struct qcow2_image *img, uint64_t hcluster, uint64_t count);
 void refcount_lower(struct qcow2_image *img, uint64_t hcluster, uint64_t count);
 /* The same, punching holes for those that reach 0 before they can be allocated. */
 void refcount_release(struct qcow2_image *img, uint64_t hcluster, uint64_t count);
+
+/* The count of a cluster; -EIO where it cannot be read. */
+int refcount_get(struct qcow2_image *img, uint64_t hcluster, uint64_t *value) must_check;
 
 /* For replay: the count of a cluster (0 where it cannot be read); raises it to @least. */
 uint64_t refcount_read(struct qcow2_image *img, uint64_t hcluster);

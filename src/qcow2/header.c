@@ -569,6 +569,9 @@ static void encode_changing(struct qcow2_disk_header *d, const struct qcow2_head
 	d->refcount_table_clusters = be32_make(h->rt_clusters);
 	d->nb_snapshots = be32_make(h->nb_snapshots);
 	d->snapshots_offset = be64_make(h->snapshots_offset);
+	/* one that is no multiple of a sector stays as it is */
+	if (align_down(be64_get(d->size), 512) != h->size_bytes)
+		d->size = be64_make(h->size_bytes);
 	if (h->version < 3)
 		return; /* what follows is no header field there */
 	d->incompatible_features = be64_make(h->incompatible);
@@ -631,6 +634,20 @@ int qcow2_header_set_l1(struct storage *st, struct qcow2_header *h, uint64_t l1_
 		h->l1_offset = old_offset;
 		h->l1_entries = old_entries;
 	}
+	return ret;
+}
+
+int qcow2_header_set_disk(struct storage *st, struct qcow2_header *h, uint64_t l1_offset,
+			  uint32_t l1_entries, uint64_t size_bytes)
+{
+	uint64_t old_size = h->size_bytes;
+	int ret;
+
+	assert(is_aligned(size_bytes, 512));
+	h->size_bytes = size_bytes;
+	ret = qcow2_header_set_l1(st, h, l1_offset, l1_entries);
+	if (ret)
+		h->size_bytes = old_size;
 	return ret;
 }
 

@@ -112,6 +112,9 @@ int qcow2_header_set_refcount_table(struct storage *st, struct qcow2_header *h, 
 				    uint32_t rt_clusters) must_check;
 int qcow2_header_set_l1(struct storage *st, struct qcow2_header *h, uint64_t l1_offset,
 			uint32_t l1_entries) must_check;
+/* The active L1 table and the disk's size together. */
+int qcow2_header_set_disk(struct storage *st, struct qcow2_header *h, uint64_t l1_offset,
+			  uint32_t l1_entries, uint64_t size_bytes) must_check;
 /* Feature bits; version 3, or all 0. */
 int qcow2_header_set_features(struct storage *st, struct qcow2_header *h, uint64_t incompatible,
 			      uint64_t compatible, uint64_t autoclear) must_check;

@@ -184,8 +184,9 @@ static int read_tables(struct qcow2_image *img, struct error *err)
 	uint64_t rt_entries = (uint64_t)h->rt_clusters << img->cluster_bits >> 3;
 	int ret;
 
-	ret = table_read(&img->l1, img, "the L1 table", h->l1_offset, h->l1_entries, h->l1_entries,
-			 err);
+	/* room for what the disk may grow to: pages that are not touched cost nothing */
+	ret = table_read(&img->l1, img, "the L1 table", h->l1_offset, h->l1_entries,
+			 img->read_only ? h->l1_entries : QCOW2_MAX_L1_BYTES / sizeof(be64_t), err);
 	if (ret)
 		return ret;
 	return table_read(&img->rt, img, "the refcount table", h->rt_offset, rt_entries,
@@ -557,8 +558,8 @@ void qcow2_detach_loop(struct qcow2_image *img)
 	image_detach(img, loop);
 }
 
-/* Everything on disk, freed clusters included; a pass can make new work, but less each time. */
-static int settle_all(struct qcow2_image *img)
+/* A pass can make new work, but less each time. */
+int image_settle(struct qcow2_image *img)
 {
 	int ret = writeback_run(img);
 
@@ -589,7 +590,7 @@ int qcow2_close(struct qcow2_image *img, struct error *err)
 
 	assert(!img->meta_loop);
 	if (!img->read_only) {
-		ret = settle_all(img);
+		ret = image_settle(img);
 		if (ret)
 			error_set(err, ret, "the last flush failed: %s", error_text(NULL, ret));
 		else

@@ -82,7 +82,7 @@ struct qcow2_image {
 	enum qcow2_detect_zeroes detect_zeroes;
 	bool is_layer;		/* in the backing chain of another one: its own is not opened */
 	struct chain *chain;	/* NULL: no backing file */
-	uint64_t size_bytes;	/* guest */
+	_Atomic uint64_t size_bytes; /* guest; changes on a resize */
 	unsigned cluster_bits;
 	uint32_t cluster_bytes;
 	uint32_t slice_bytes;
@@ -201,6 +201,9 @@ void image_metadata_dirtied(struct qcow2_image *img);
 
 /* Writes zeros to a host range, block aligned. */
 int image_write_zeros(struct qcow2_image *img, uint64_t hoff, uint64_t len_bytes) must_check;
+
+/* Everything on disk, freed clusters included; with no loop, or in a coroutine of the metadata loop. */
+int image_settle(struct qcow2_image *img) must_check;
 
 /* Metadata loop, before the first write: makes durable what rule 7 asks for. */
 int image_first_write(void *img) must_check;

@@ -24,6 +24,8 @@ enum qcow2_mutant {
 	MUTANT_LOG_RETIRED_EARLY,   /* rule 14 */
 	MUTANT_OPEN_WITHOUT_SYNC,   /* rule 16 */
 	MUTANT_RECOVER_AT_ONCE,	    /* rule 15 */
+	MUTANT_L1_SWITCH_UNSYNCED,  /* rule 3 */
+	MUTANT_UNLINK_BEFORE_SHRINK, /* the order of a shrink */
 	MUTANT_COUNT,
 };
 

@@ -21,7 +21,8 @@ struct reclog_header {
 	uint64_t capacity;
 	uint64_t identity_bytes;
 	uint8_t identity[RECLOG_IDENTITY_BYTES];
-	uint64_t size_bytes; /* the image's */
+	_Atomic uint64_t size_bytes; /* the image's */
+	_Atomic uint64_t next_size_bytes; /* what it is about to be; or 0 */
 	uint64_t cluster_bits;
 	_Atomic uint64_t head, tail;
 	_Atomic uint64_t sync_failed; /* an errno */
@@ -43,7 +44,8 @@ static int log_check(const struct qcow2_image *img, const struct reclog_header *
 		return error_set(err, -EINVAL, "the recovery log belongs to another image or boot");
 	if (h->capacity != capacity || tail > head || head - tail > capacity)
 		return error_set(err, -EINVAL, "the recovery log is damaged");
-	if (h->size_bytes != img->size_bytes || h->cluster_bits != img->cluster_bits)
+	if ((h->size_bytes != img->size_bytes && h->next_size_bytes != img->size_bytes) ||
+	    h->cluster_bits != img->cluster_bits)
 		return error_set(err, -EINVAL, "the recovery log belongs to another state of the image");
 	return 0;
 }
@@ -215,6 +217,17 @@ void reclog_sync_failed(struct qcow2_image *img)
 		atomic_store(&img->reclog.header->sync_failed, (uint64_t)-img->wb.sync_failed);
 }
 
+void reclog_resize(struct qcow2_image *img, uint64_t next_size_bytes)
+{
+	struct reclog_header *h = img->reclog.header;
+
+	if (!h)
+		return;
+	if (!next_size_bytes)
+		h->size_bytes = img->hdr.size_bytes;
+	h->next_size_bytes = next_size_bytes;
+}
+
 int qcow2_log_sync_failed(void *log_base, uint64_t log_bytes, int error)
 {
 	struct reclog_header *h = log_base;
@@ -250,7 +263,9 @@ static struct seen *seen_find(struct seen_map *m, uint64_t gcluster)
 
 static int record_check(const struct qcow2_image *img, const struct reclog_record *r)
 {
-	uint64_t gclusters = div_up(img->size_bytes, img->cluster_bytes);
+	/* past the disk's end as well: of a resize that was under way */
+	uint64_t gclusters = max_of(div_up(img->size_bytes, img->cluster_bytes),
+				    img->l1.entries << img->l2_bits);
 	uint64_t clusters, hcluster = map_entry_hclusters(img, r->value, &clusters);
 
 	if (!r->count || hcluster + max_of((uint64_t)r->count, clusters) > img->hclusters_max)

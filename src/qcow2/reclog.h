@@ -86,6 +86,12 @@ void reclog_l2(struct qcow2_image *img, uint64_t gcluster, uint64_t old, uint64_
 void reclog_table(struct qcow2_image *img, enum reclog_type type, uint64_t index, uint64_t old,
 		  uint64_t value);
 
+/*
+ * Before the header's size is written: from now on the log is also that of an image of @next_size_bytes;
+ * with 0, when it is known what the header has: of that image alone.
+ */
+void reclog_resize(struct qcow2_image *img, uint64_t next_size_bytes);
+
 /* The pass's steps; and rule 6: that a sync failed survives. */
 void reclog_cut(struct qcow2_image *img);
 void reclog_pass_done(struct qcow2_image *img);

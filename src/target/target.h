@@ -88,6 +88,11 @@ struct target_ops {
 	void (*submit)(struct target *t, unsigned queue, struct blk_request *req);
 	void (*queue_stop)(struct target *t, unsigned queue);
 	/*
+	 * Main thread, while queues run: what is served becomes larger, durably; limits.size_bytes does not
+	 * change (frontend_ops.resize follows). NULL: it cannot.
+	 */
+	int (*resize)(struct target *t, uint64_t size_bytes, struct error *err);
+	/*
 	 * Flushes and releases everything, also where no queue was ever started. Returns the error that
 	 * the last flush met (the target is gone all the same).
 	 */

@@ -129,6 +129,26 @@ void run_config_make(struct run_config *cfg, enum run_profile profile, uint64_t 
 	cfg->open.max_inflight = cfg->queues * cfg->depth;
 }
 
+void run_config_resize(struct run_config *cfg)
+{
+	struct rng r = rng_make(cfg->seed, cfg->profile, 0x5125);
+	uint64_t old = cfg->create.size_bytes, size;
+
+	/* a second run begins with this one's disk on other seeds */
+	if (cfg->seed % 3 != 1 || rng_chance(&r, 30))
+		return;
+	if (rng_chance(&r, 50) && !cfg->device) {
+		/* by what more L1 entries cover, where that is little */
+		size = old + rng_range(&r, 1, rng_chance(&r, 30) ? 16 * cfg->create.cluster_bytes
+							       : max_of(old, 160 * KiB));
+	} else {
+		size = rng_range(&r, cfg->block_bytes, old);
+		cfg->log_bytes = 0;
+	}
+	size = align_down(size, cfg->block_bytes);
+	cfg->resize_bytes = size == old ? 0 : size;
+}
+
 void run_config_print(const struct run_config *cfg)
 {
 	const struct qcow2_create_options *c = &cfg->create;
@@ -139,6 +159,8 @@ void run_config_print(const struct run_config *cfg)
 	       c->refcount_bits, c->size_bytes, c->preallocation);
 	printf("  on a %s with blocks of %u\n", cfg->device ? "block device" : "file",
 	       cfg->block_bytes);
+	if (cfg->resize_bytes)
+		printf("  resized to %" PRIu64 "\n", cfg->resize_bytes);
 	printf("  cache %" PRIu64 ", write-back %" PRIu64
 	       " ms, %u queue(s) of %u%s, %u requests of "
 	       "up to %u sectors\n",

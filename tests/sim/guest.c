@@ -17,7 +17,9 @@
 
 void guest_init(struct guest *g, uint64_t sectors)
 {
-	*g = (struct guest){.sectors = sectors};
+	*g = (struct guest){.sectors = sectors,
+			    .now = sectors,
+			    .resize = {sectors, sectors, SIM_NEVER, SIM_NEVER}};
 	g->sector = sim_calloc(sectors, sizeof(*g->sector));
 	g->allowed.first = sim_calloc(sectors + 1, sizeof(*g->allowed.first));
 	vec_push(&g->ops, ((struct guest_op){0}));
@@ -265,9 +267,20 @@ static bool crash_replaced(const struct guest *g, const struct guest_sector *sec
 	return loses_to == BASE;
 }
 
+bool guest_size_allowed(const struct guest *g, uint64_t sectors)
+{
+	const struct guest_resize *r = &g->resize;
+
+	if (g->crash_time <= r->submit)
+		return sectors == r->from;
+	return sectors == r->to || (sectors == r->from && g->crash_time <= r->done);
+}
+
 void guest_crash_at(struct guest *g, uint64_t time)
 {
 	uint64_t flushed = 0;
+
+	g->crash_time = time;
 
 	for (size_t i = 1; i < g->ops.n; i++) {
 		const struct guest_op *op = &g->ops.at[i];

@@ -50,8 +50,17 @@ struct guest_allowed {
 	uint32_t *first;      /* of sector i: values.at[first[i]] to values.at[first[i + 1] - 1] */
 };
 
+/* The disk's size changes at most once; a crash in between leaves either. */
+struct guest_resize {
+	uint64_t from, to;     /* sectors */
+	uint64_t submit, done; /* SIM_NEVER: not yet */
+};
+
 struct guest {
-	uint64_t sectors;
+	uint64_t sectors; /* that there are at any time */
+	uint64_t now;	  /* that requests may go to */
+	struct guest_resize resize;
+	uint64_t crash_time;
 	vec(struct guest_op) ops; /* 0 is none: the value of zeros */
 	struct guest_sector *sector;
 	struct guest_allowed allowed;
@@ -64,6 +73,9 @@ struct guest {
 
 void guest_init(struct guest *g, uint64_t sectors);
 void guest_free(struct guest *g);
+
+/* Whether a disk of @sectors may be what a crash at crash_time left. */
+bool guest_size_allowed(const struct guest *g, uint64_t sectors);
 
 /* Registers a request; for a write, its number stamps the data. */
 uint32_t guest_submit(struct guest *g, enum blk_op op, unsigned flags, uint64_t sector,

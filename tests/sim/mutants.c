@@ -28,6 +28,8 @@ static const char *const names[MUTANT_COUNT] = {
 	NAME(LOG_RETIRED_EARLY),
 	NAME(OPEN_WITHOUT_SYNC),
 	NAME(RECOVER_AT_ONCE),
+	NAME(L1_SWITCH_UNSYNCED),
+	NAME(UNLINK_BEFORE_SHRINK),
 };
 
 int mutant_count(void)

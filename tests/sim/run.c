@@ -118,7 +118,7 @@ static enum blk_op choose_op(struct run *r)
 /* Where and how long: a hot corner, a stream, whole clusters, or anywhere. */
 static void choose_range(struct run *r, uint64_t *sector, uint64_t *sectors)
 {
-	uint64_t size = r->guest.sectors;
+	uint64_t size = r->guest.now;
 	uint64_t cluster = r->cfg.create.cluster_bytes / SECTOR_BYTES;
 	uint64_t at;
 
@@ -151,7 +151,7 @@ static void submit_random(struct run *r, struct slot *s)
 		choose_range(r, &sector, &sectors);
 	/* without a payload it may be of any length */
 	if ((op == BLK_DISCARD || op == BLK_WRITE_ZEROES) && rng_chance(&r->rng, 10))
-		sectors = align_up(rng_range(&r->rng, 1, r->guest.sectors - sector), run_unit(r));
+		sectors = align_up(rng_range(&r->rng, 1, r->guest.now - sector), run_unit(r));
 	if ((op == BLK_WRITE || op == BLK_WRITE_ZEROES) && rng_chance(&r->rng, r->cfg.fua_percent))
 		flags |= BLK_FUA;
 	if (op == BLK_WRITE_ZEROES && rng_chance(&r->rng, 40))
@@ -451,6 +451,31 @@ static void close_image(struct co_task *task)
 	in->done = true;
 }
 
+static void resize_image(struct co_task *task)
+{
+	struct inside *in = container_of(task, struct inside, task);
+
+	in->ret = qcow2_resize(in->run->img, in->run->cfg.resize_bytes, &in->err);
+	in->done = true;
+}
+
+/* The disk grows while @requests are being made to what it was; it shrinks while nothing else goes on. */
+static void resize(struct run *r, unsigned requests)
+{
+	struct inside *in = inside_make(r);
+
+	r->guest.resize.submit = simdisk_mark(r->disk);
+	in->task.fn = resize_image;
+	loop_spawn(r->loops[0], &in->task);
+	if (r->guest.resize.to > r->guest.resize.from)
+		run_requests(r, requests);
+	pump(r, inside_done, in);
+	r->guest.resize.done = simdisk_mark(r->disk);
+	if (!r->failed && in->ret)
+		run_fail(r, "resize: %s", error_text(&in->err, in->ret));
+	r->guest.now = r->guest.resize.to;
+}
+
 static int loops_make(struct run *r, struct error *err)
 {
 	struct loop_params params = {.name = "sim", .sq_entries = 8, .ringless = true};
@@ -473,7 +498,7 @@ static int queues_start(struct run *r, struct error *err)
 {
 	int ret;
 
-	if (qcow2_size_bytes(r->img) != r->guest.sectors * SECTOR_BYTES)
+	if (qcow2_size_bytes(r->img) != r->guest.now * SECTOR_BYTES)
 		run_fail(r, "the size is %" PRIu64, qcow2_size_bytes(r->img));
 	ret = qcow2_set_metadata_loop(r->img, r->loops[0], err);
 	for (unsigned q = 0; q < r->cfg.queues && !ret; q++) {
@@ -632,7 +657,7 @@ static bool slot_done(struct run *r, void *arg)
 
 void run_read_all(struct run *r)
 {
-	for (uint64_t at = 0; at < r->guest.sectors && !r->failed; at += r->cfg.max_sectors) {
+	for (uint64_t at = 0; at < r->guest.now && !r->failed; at += r->cfg.max_sectors) {
 		struct slot *s;
 
 		pump(r, a_slot_free, NULL);
@@ -640,7 +665,7 @@ void run_read_all(struct run *r)
 			return;
 		s = free_slot(r);
 		slot_submit(s, BLK_READ, 0, at,
-			    min_of((uint64_t)r->cfg.max_sectors, r->guest.sectors - at));
+			    min_of((uint64_t)r->cfg.max_sectors, r->guest.now - at));
 		pump(r, slot_done, s);
 	}
 }
@@ -758,7 +783,10 @@ int run_init(struct run *r, const struct run_config *cfg, const struct run_origi
 	r->file->storage.fixed_size = cfg->device;
 	r->file->storage.block_bytes = cfg->block_bytes;
 	r->file->no_zero = cfg->no_zero;
-	guest_init(&r->guest, cfg->create.size_bytes / SECTOR_BYTES);
+	guest_init(&r->guest, max_of(cfg->create.size_bytes, cfg->resize_bytes) / SECTOR_BYTES);
+	r->guest.now = cfg->create.size_bytes / SECTOR_BYTES;
+	r->guest.resize.from = r->guest.now;
+	r->guest.resize.to = (cfg->resize_bytes ? cfg->resize_bytes : cfg->create.size_bytes) / SECTOR_BYTES;
 	if (origin)
 		guest_continue(&r->guest, origin->values, origin->next_number);
 	slots_make(r);
@@ -801,8 +829,19 @@ bool run_whole(struct run *r, const struct run_config *cfg, const struct run_ori
 		ret = run_open(r, &err);
 	if (ret)
 		run_fail(r, "open: %s", error_text(&err, ret));
-	if (!r->failed)
+	if (!r->failed && cfg->resize_bytes > cfg->create.size_bytes) {
+		run_requests(r, cfg->requests / 3);
+		if (!r->failed && cfg->seed % 2)
+			r->errors += run_one(r, BLK_FLUSH, 0, 0, 0) != 0;
+		if (!r->failed)
+			resize(r, cfg->requests / 3);
+		if (!r->failed)
+			run_requests(r, cfg->requests - cfg->requests / 3 * 2);
+	} else if (!r->failed) {
 		run_requests(r, cfg->requests);
+		if (!r->failed && cfg->resize_bytes)
+			resize(r, 0);
+	}
 	if (!r->failed && r->errors)
 		run_fail(r, "%u request(s) failed without a fault", r->errors);
 	if (!r->failed) {

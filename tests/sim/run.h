@@ -38,6 +38,7 @@ struct run_config {
 	struct qcow2_options open;
 	uint32_t block_bytes; /* the storage's: what its I/O is a multiple of */
 	bool device; /* the image lies on a block device: of fixed size, garbage past what is used */
+	uint64_t resize_bytes; /* the disk gets this size on the way; 0: it does not */
 	unsigned queues, depth, requests;
 	bool meta_apart;	  /* the metadata loop serves no queue */
 	uint64_t log_bytes;	  /* of the recovery log; 0: none */
@@ -55,6 +56,8 @@ struct run_config {
 };
 
 void run_config_make(struct run_config *cfg, enum run_profile profile, uint64_t seed);
+/* Of some seeds the disk is resized. For run_whole() alone: it is not part of the above. */
+void run_config_resize(struct run_config *cfg);
 void run_config_print(const struct run_config *cfg);
 
 /* Where a run goes on from, instead of a new image. */

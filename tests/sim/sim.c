@@ -93,8 +93,10 @@ static bool run_any(struct run *r, struct run_config *cfg, const struct options 
 		return run_second(r, cfg, o);
 	if (o->kills)
 		return kills_whole(r, cfg, o->mutant);
-	if (o->fault.mode == FAULT_NONE)
+	if (o->fault.mode == FAULT_NONE) {
+		run_config_resize(cfg);
 		return run_whole(r, cfg, NULL, o->mutant);
+	}
 	cfg->requests = min_of(cfg->requests, faults_requests(cfg->profile));
 	return faults_whole(r, cfg, &o->fault, o->mutant);
 }
@@ -108,6 +110,7 @@ static bool explore_seed(struct explorer *e, enum run_profile profile, uint64_t 
 	bool ok;
 
 	run_config_make(&cfg, profile, seed);
+	run_config_resize(&cfg);
 	ok = run_whole(&r, &cfg, NULL, e->extra);
 	if (ok && seed % 16 == 0)
 		ok = deterministic(&cfg, simdisk_digest(r.disk));

@@ -26,6 +26,7 @@ struct attached {
 	struct verifier *v;
 	struct qcow2_image *img;
 	struct qcow2_queue *queue;
+	uint64_t sectors;
 	struct co_task task;
 };
 
@@ -100,6 +101,11 @@ static bool attach(struct attached *a, struct verifier *v, struct run *r, struct
 	ret = qcow2_open(&a->img, &view->storage, &opts, &err);
 	if (ret) {
 		fail(v, text, len, read_only ? "open read-only" : "open", error_text(&err, ret));
+		return false;
+	}
+	a->sectors = qcow2_size_bytes(a->img) / SECTOR_BYTES;
+	if (!guest_size_allowed(&r->guest, a->sectors)) {
+		fail(v, text, len, "size", "not what the disk had, nor what it was to have");
 		return false;
 	}
 	ret = qcow2_set_metadata_loop(a->img, v->loop, &err);
@@ -212,8 +218,8 @@ static bool read_all(struct attached *a, struct run *r, const struct changes *ch
 	uint64_t chunk = CHUNK_BYTES / SECTOR_BYTES, bad;
 	bool changed;
 
-	for (uint64_t s = 0; s < r->guest.sectors; s += chunk) {
-		uint64_t count = min_of(chunk, r->guest.sectors - s);
+	for (uint64_t s = 0; s < a->sectors; s += chunk) {
+		uint64_t count = min_of(chunk, a->sectors - s);
 
 		if (!request(a, BLK_READ, s, count, text, len))
 			return false;
@@ -273,9 +279,9 @@ bool verify_values(struct verifier *v, struct run *r, struct simview *view, uint
 
 	if (!attach(&a, v, r, view, true, text, len))
 		return false;
-	for (uint64_t s = 0; s < r->guest.sectors; s++) {
+	for (uint64_t s = 0; s < a.sectors; s++) {
 		if (s % chunk == 0 &&
-		    !request(&a, BLK_READ, s, min_of(chunk, r->guest.sectors - s), text, len))
+		    !request(&a, BLK_READ, s, min_of(chunk, a.sectors - s), text, len))
 			return false;
 		values[s] = guest_decode(v->mem + s % chunk * SECTOR_BYTES, s);
 	}
@@ -294,11 +300,11 @@ static bool verify_deep(struct verifier *v, struct run *r, struct simview *view,
 	if (!attach(&a, v, r, view, false, text, len))
 		return false;
 	for (; n < DEEP_WRITES; n++) {
-		uint64_t sector = align_down(rng_below(&rng, r->guest.sectors), run_unit(r));
+		uint64_t sector = align_down(rng_below(&rng, a.sectors), run_unit(r));
 		uint64_t sectors = align_up(rng_range(&rng, 1, DEEP_SECTORS), run_unit(r));
 		bool discard = rng_chance(&rng, 25);
 
-		sectors = min_of(sectors, r->guest.sectors - sector);
+		sectors = min_of(sectors, a.sectors - sector);
 		ch[n] = (struct changes){sector, sectors, discard ? GUEST_NONE : DEEP_STAMP + n};
 		for (uint64_t i = 0; i < sectors; i++)
 			guest_stamp(v->mem + i * SECTOR_BYTES, sector + i, DEEP_STAMP + n);

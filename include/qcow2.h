@@ -165,6 +165,7 @@ struct qcow2_create_options {
 	uint32_t cluster_bytes; /* power of two, 512 to 2 MiB; 0: 64 KiB */
 	unsigned refcount_bits; /* power of two, 1 to 64; 0: 16 */
 	bool lazy_refcounts;
+	bool extended_l2; /* subclusters; version 3, clusters of at least 16 KiB */
 	enum qcow2_preallocation preallocation;
 };
 

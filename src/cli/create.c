@@ -54,6 +54,7 @@ static const char key_help[] =
 	"Supported options:\n"
 	"  cluster_size=<size>    - cluster size, a power of two from 512 to 2M (64k)\n"
 	"  compat=<str>           - compatibility level: 0.10 or v2, 1.1 or v3 (1.1)\n"
+	"  extended_l2=<bool>     - 32 subclusters in each cluster: on or off (off)\n"
 	"  lazy_refcounts=<bool>  - postpone refcount updates: on or off (off)\n"
 	"  preallocation=<str>    - off, metadata, falloc or full (off)\n"
 	"  refcount_bits=<num>    - width of a reference count, a power of two from 1 to 64 (16)\n"
@@ -62,7 +63,7 @@ static const char key_help[] =
 /* qemu-img's other keys: known, and refused by name. One that ends in a point stands for a family. */
 static const char *const unsupported_keys[] = {
 	"backing_file", "backing_fmt", "compression_type", "data_file", "data_file_raw",
-	"encrypt.",	"encryption",  "extended_l2",	   "nocow",
+	"encrypt.",	"encryption",  "nocow",
 };
 
 static const char *const preallocation_names[] = {
@@ -139,6 +140,10 @@ static int key_set(const struct cli_command *cmd, struct create *create, const c
 
 	if (key_unsupported(key))
 		return cli_error(create->file, "option '%s' is not supported yet", key);
+	if (strcmp(key, "extended_l2") == 0) {
+		ret = bool_parse(value ? value : "on", &o->extended_l2);
+		return ret ? cli_usage(cmd, "extended_l2 is 'on' or 'off'") : CLI_OK;
+	}
 	if (strcmp(key, "lazy_refcounts") == 0) {
 		ret = bool_parse(value ? value : "on", &o->lazy_refcounts);
 		return ret ? cli_usage(cmd, "lazy_refcounts is 'on' or 'off'") : CLI_OK;
@@ -367,7 +372,8 @@ static void formatting_print(const struct create *create)
 
 	fputs("Formatting '", stdout);
 	cli_print_name(stdout, create->file);
-	printf("', fmt=qcow2 cluster_size=%" PRIu32 " extended_l2=off", o->cluster_bytes);
+	printf("', fmt=qcow2 cluster_size=%" PRIu32 " extended_l2=%s", o->cluster_bytes,
+	       o->extended_l2 ? "on" : "off");
 	if (create->preallocation)
 		printf(" preallocation=%s", create->preallocation);
 	printf(" compression_type=zlib size=%" PRIu64, o->size_bytes);
@@ -450,7 +456,7 @@ const struct cli_command cli_command_create = {
 		"is a size. An existing file is refused unless it is empty, or --force is given; one that is\n"
 		"in use is refused always.\n"
 		"\n"
-		"  -o KEY=VALUE,...  cluster_size, compat, lazy_refcounts, preallocation, refcount_bits, size;\n"
+		"  -o KEY=VALUE,...  cluster_size, compat, extended_l2, lazy_refcounts, preallocation, refcount_bits, size;\n"
 		"                    '-o help' explains them\n"
 		"  --force           replace an existing image; it is lost\n"
 		"  -f qcow2          accepted for qemu-img's sake\n"

@@ -47,6 +47,7 @@ struct slice {
 	_Atomic int state; /* enum slice_state */
 	_Atomic bool referenced;
 	_Atomic bool has_bad; /* L2: some of @bad is set */
+	_Atomic uint32_t changes; /* L2, entries of two words: odd while one is being changed (rule 12) */
 	uint8_t dirty;	      /* a bit for each block changed since the last cut */
 	uint8_t cut;	      /* a bit for each block that the running pass writes */
 	bool write_failed;

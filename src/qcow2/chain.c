@@ -340,7 +340,7 @@ static int open_layers(struct chain *chain, struct qcow2_image *img, const struc
 			ret = error_set(err, -EFBIG, "%s: too large", layer->path);
 		end = layer->end_bytes = min_of(end, size);
 		if (layer->img)
-			chain->grain_bits = min_of(chain->grain_bits, layer->img->cluster_bits);
+			chain->grain_bits = min_of(chain->grain_bits, layer->img->subcluster_bits);
 		by = (struct naming){layer->img ? &layer->img->hdr : NULL, layer->path, layer->path, NULL};
 	}
 	return ret;

@@ -4,7 +4,7 @@
  *
  * The layers below the image, its backing file first, are opened read-only and never change while it is
  * open; so neither does what they hold together. The merged map says for each *grain* of the guest's disk
- * (the smallest cluster of any layer) which layer it is in and where, or that it reads as zeros: one
+ * (the smallest cluster or subcluster of any layer) which layer it is in and where, or that it reads as zeros: one
  * lookup whatever the chain's length. It is built slice by slice, on demand, and cached like the map.
  *
  * Invariants:

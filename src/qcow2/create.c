@@ -28,7 +28,7 @@ struct layout {
 	unsigned refcount_order;
 	unsigned rb_bits;
 	uint64_t size_bytes;
-	bool prealloc;
+	bool prealloc, extended_l2;
 
 	/* clusters of each part; the host cluster where each starts follows from the order */
 	uint64_t rt, rb, l1, l2, data;
@@ -67,6 +67,12 @@ static int check_options(const struct qcow2_create_options *o, struct error *err
 				 o->refcount_bits);
 	if (o->version == 2 && o->lazy_refcounts)
 		return error_set(err, -EINVAL, "lazy refcounts need version 3");
+	if (o->version == 2 && o->extended_l2)
+		return error_set(err, -EINVAL, "extended L2 entries need version 3");
+	if (o->extended_l2 && o->cluster_bytes < 1u << QCOW2_MIN_EXTENDED_L2_CLUSTER_BITS)
+		return error_set(err, -EINVAL,
+				 "extended L2 entries need clusters of at least %u bytes, not %u",
+				 1u << QCOW2_MIN_EXTENDED_L2_CLUSTER_BITS, o->cluster_bytes);
 	if ((unsigned)o->preallocation > QCOW2_PREALLOC_FULL)
 		return error_set(err, -EINVAL, "the preallocation mode %d is not known",
 				 (int)o->preallocation);
@@ -99,8 +105,9 @@ static int layout_init(struct layout *l, const struct qcow2_create_options *o, s
 		.cluster_bits = (unsigned)__builtin_ctz(o->cluster_bytes),
 		.refcount_order = (unsigned)__builtin_ctz(o->refcount_bits),
 		.prealloc = o->preallocation != QCOW2_PREALLOC_OFF,
+		.extended_l2 = o->extended_l2,
 	};
-	l2_bits = qcow2_l2_bits(l->cluster_bits, false);
+	l2_bits = qcow2_l2_bits(l->cluster_bits, o->extended_l2);
 	l->rb_bits = qcow2_rb_bits(l->cluster_bits, l->refcount_order);
 	if (o->size_bytes > l1_max << (l->cluster_bits + l2_bits))
 		return error_set(err, -EFBIG,
@@ -237,11 +244,18 @@ static void put_refcount_blocks(struct stream *s, const struct layout *l, void *
 	stream_put(s, block, l->cluster_bytes);
 }
 
-/* A table of @entries that points to one cluster after the other from host cluster @first on. */
-static void put_pointers(struct stream *s, const struct layout *l, uint64_t entries, uint64_t first)
+/*
+ * A table of @entries that points to one cluster after the other from host cluster @first on; @extended:
+ * all of each is allocated.
+ */
+static void put_pointers(struct stream *s, const struct layout *l, uint64_t entries, uint64_t first,
+			 bool extended)
 {
-	for (uint64_t i = 0; i < entries; i++)
+	for (uint64_t i = 0; i < entries; i++) {
 		put_be64(s, QCOW2_COPIED | qcow2_hcluster_to_host(first + i, l->cluster_bits));
+		if (extended)
+			put_be64(s, QCOW2_SUBCLUSTERS_ALLOC_MASK);
+	}
 	stream_align(s, l->cluster_bytes);
 }
 
@@ -250,8 +264,8 @@ static void put_tables(struct stream *s, const struct layout *l)
 	uint64_t l2_first = 1 + l->rt + l->rb + l->l1;
 
 	if (l->prealloc) {
-		put_pointers(s, l, l->l1_entries, l2_first);
-		put_pointers(s, l, l->data, l2_first + l->l2);
+		put_pointers(s, l, l->l1_entries, l2_first, false);
+		put_pointers(s, l, l->data, l2_first + l->l2, l->extended_l2);
 	} else {
 		stream_put(s, NULL, l->l1 << l->cluster_bits);
 	}
@@ -299,6 +313,7 @@ static void encode_header(uint8_t *out, const struct layout *l,
 	if (o->version >= 3) {
 		h.compatible_features =
 			be64_make(o->lazy_refcounts ? QCOW2_COMPAT_LAZY_REFCOUNTS : 0);
+		h.incompatible_features = be64_make(o->extended_l2 ? QCOW2_INCOMPAT_EXTENDED_L2 : 0);
 		h.refcount_order = be32_make(l->refcount_order);
 		h.header_length = be32_make(QCOW2_HEADER_BYTES);
 		len = QCOW2_HEADER_BYTES;

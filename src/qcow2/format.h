@@ -212,6 +212,7 @@ static_assert(sizeof(struct qcow2_disk_bitmap) == 24, "layout");
 
 /* Extended L2 (qcow2: "Extended L2 Entries"): 32 subclusters, two bits each in the second word. */
 #define QCOW2_SUBCLUSTERS	     32
+#define QCOW2_SUBCLUSTER_BITS	     5
 #define QCOW2_SUBCLUSTERS_ALLOC_MASK ((uint64_t)0x00000000ffffffff)
 #define QCOW2_SUBCLUSTERS_ZERO_MASK  ((uint64_t)0xffffffff00000000)
 

@@ -536,11 +536,6 @@ static int refuse_data_file(const struct qcow2_header *h, struct error *err)
 		      err);
 }
 
-static int refuse_extended_l2(const struct qcow2_header *h, struct error *err)
-{
-	return refuse(h, qcow2_header_extended_l2(h), "extended L2 entries (subclusters) are", err);
-}
-
 int qcow2_header_servable(const struct qcow2_header *h, bool read_only, struct error *err)
 {
 	static int (*const checks[])(const struct qcow2_header *, struct error *) = {
@@ -549,7 +544,6 @@ int qcow2_header_servable(const struct qcow2_header *h, bool read_only, struct e
 		refuse_aes,
 		refuse_luks,
 		refuse_data_file,
-		refuse_extended_l2,
 	};
 	int ret = 0;
 

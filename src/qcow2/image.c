@@ -168,7 +168,9 @@ static void set_geometry(struct qcow2_image *img)
 	img->cluster_bytes = h->cluster_bytes;
 	img->slice_bytes = min_of(h->cluster_bytes, (uint32_t)SLICE_MAX_BYTES);
 	img->l2_bits = h->l2_bits;
-	img->l2_slice_bits = (unsigned)__builtin_ctz(img->slice_bytes) - 3;
+	img->extended_l2 = qcow2_header_extended_l2(h);
+	img->subcluster_bits = h->cluster_bits - (img->extended_l2 ? QCOW2_SUBCLUSTER_BITS : 0);
+	img->l2_slice_bits = (unsigned)__builtin_ctz(img->slice_bytes) - (img->extended_l2 ? 4 : 3);
 	img->rb_bits = h->rb_bits;
 	img->refcount_order = h->refcount_order;
 	img->refcount_max = qcow2_refcount_max(h->refcount_order);

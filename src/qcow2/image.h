@@ -86,6 +86,8 @@ struct qcow2_image {
 	unsigned cluster_bits;
 	uint32_t cluster_bytes;
 	uint32_t slice_bytes;
+	bool extended_l2;	/* entries of two words; a cluster has 32 subclusters */
+	unsigned subcluster_bits; /* cluster_bits where there are none */
 	unsigned l2_bits;	/* log2 of the entries of an L2 table */
 	unsigned l2_slice_bits; /* log2 of the entries of a slice of one */
 	unsigned rb_bits;	/* log2 of the entries of a refcount block */

@@ -9,31 +9,40 @@
 
 /* ---- validation ---- */
 
-static bool entry_is_broken(const struct qcow2_image *img, uint64_t entry)
+static bool hclusters_are_broken(const struct qcow2_image *img, uint64_t word)
 {
-	uint64_t hoff = entry & QCOW2_L2_OFFSET_MASK;
+	uint64_t count, first = map_entry_hclusters(img, word, &count);
 
-	if (entry & QCOW2_COMPRESSED) {
-		uint64_t count, first = map_entry_hclusters(img, entry, &count);
-
-		/* what it holds is judged when it is read; freeing it must not reach metadata */
-		if (entry & QCOW2_COPIED || first + count > img->hclusters_max)
-			return true;
-		for (uint64_t i = 0; i < count; i++)
-			if (metaset_has(&img->metaset, first + i))
-				return true;
-		return false;
-	}
-	if (entry & QCOW2_L2_RESERVED)
+	if (first + count > img->hclusters_max)
 		return true;
-	if (img->hdr.version < 3 && entry & QCOW2_ZERO)
+	for (uint64_t i = 0; i < count; i++)
+		if (metaset_has(&img->metaset, first + i))
+			return true;
+	return false;
+}
+
+static bool bitmap_is_broken(struct map_entry e)
+{
+	uint64_t alloc = e.bitmap & QCOW2_SUBCLUSTERS_ALLOC_MASK;
+
+	return alloc & e.bitmap >> QCOW2_SUBCLUSTERS || (alloc && !(e.word & QCOW2_L2_OFFSET_MASK)) ||
+	       e.word & QCOW2_ZERO;
+}
+
+static bool entry_is_broken(const struct qcow2_image *img, struct map_entry e)
+{
+	uint64_t hoff = e.word & QCOW2_L2_OFFSET_MASK;
+
+	/* what a compressed one holds is judged when it is read; freeing it must not reach metadata */
+	if (e.word & QCOW2_COMPRESSED)
+		return e.word & QCOW2_COPIED || hclusters_are_broken(img, e.word);
+	if (e.word & QCOW2_L2_RESERVED || (img->hdr.version < 3 && e.word & QCOW2_ZERO))
+		return true;
+	if (img->extended_l2 && bitmap_is_broken(e))
 		return true;
 	if (!hoff)
-		return entry & QCOW2_COPIED;
-	if (hoff & (img->cluster_bytes - 1))
-		return true;
-	return hoff >> img->cluster_bits >= img->hclusters_max ||
-	       metaset_has(&img->metaset, hoff >> img->cluster_bits);
+		return e.word & QCOW2_COPIED;
+	return hoff & (img->cluster_bytes - 1) || hclusters_are_broken(img, e.word);
 }
 
 void map_slice_validate(struct qcow2_image *img, struct slice *s)
@@ -42,33 +51,78 @@ void map_slice_validate(struct qcow2_image *img, struct slice *s)
 	bool any = false;
 
 	for (uint32_t i = 0; i < n; i++) {
-		uint64_t entry = map_entry_load(s, i);
+		struct map_entry entry = map_entry_load(img, s, i);
 
-		if (!entry || !entry_is_broken(img, entry))
+		if (map_entry_is_empty(entry) || !entry_is_broken(img, entry))
 			continue;
 		s->bad[i / 64] |= (uint64_t)1 << (i % 64);
 		any = true;
 		image_corrupt(img, "L2 entry of guest offset %#llx (%#llx) is invalid",
 			      (unsigned long long)(((s->key << img->l2_slice_bits) + i)
 						   << img->cluster_bits),
-			      (unsigned long long)entry);
+			      (unsigned long long)entry.word);
 	}
 	atomic_store_explicit(&s->has_bad, any, memory_order_relaxed);
 }
 
 /* ---- looking up ---- */
 
-/* Whether the entry @next goes on where @n clusters from @first ended. */
-static bool entry_continues(const struct qcow2_image *img, uint64_t first, uint64_t next, uint64_t n)
+/* Whether the word @next goes on where @n clusters from @first ended. */
+static bool word_continues(const struct qcow2_image *img, uint64_t first, uint64_t next, uint64_t n)
 {
-	enum map_kind kind = map_entry_kind(first);
+	enum map_kind kind = map_word_kind(first);
 
-	if (map_entry_kind(next) != kind || (first ^ next) & QCOW2_COPIED)
+	if (map_word_kind(next) != kind || (first ^ next) & QCOW2_COPIED)
 		return false;
 	if (kind != MAP_DATA && kind != MAP_ZERO_ALLOC)
 		return kind != MAP_COMPRESSED;
 	return (next & QCOW2_L2_OFFSET_MASK) ==
 	       (first & QCOW2_L2_OFFSET_MASK) + (n << img->cluster_bits);
+}
+
+/* How many bytes from the start of cluster @index on are like the ones there; standard entries. */
+static uint64_t standard_run(const struct qcow2_image *img, const struct slice *s, uint32_t index,
+			     uint64_t want_bytes)
+{
+	uint32_t end = 1u << img->l2_slice_bits;
+	uint64_t first = map_word_load(s, index), len = img->cluster_bytes;
+
+	for (uint32_t i = index + 1; len < want_bytes && i < end; i++) {
+		if (map_entry_is_bad(s, i) ||
+		    !word_continues(img, first, map_word_load(s, i), i - index))
+			break;
+		len += img->cluster_bytes;
+	}
+	return len;
+}
+
+/* The same from subcluster @sub of that cluster on; extended entries. */
+static uint64_t subcluster_run(const struct qcow2_image *img, const struct slice *s, uint32_t index,
+			       unsigned sub, uint64_t want_bytes)
+{
+	uint32_t end = 1u << img->l2_slice_bits;
+	struct map_entry first = map_entry_load(img, s, index), e = first;
+	enum map_kind kind = map_subcluster_kind(first, sub);
+	bool placed = kind == MAP_DATA || kind == MAP_ZERO_ALLOC;
+	uint64_t len = 0, hoff = first.word & QCOW2_L2_OFFSET_MASK;
+
+	if (kind == MAP_COMPRESSED)
+		return (uint64_t)(QCOW2_SUBCLUSTERS - sub) << img->subcluster_bits;
+	for (;;) {
+		for (; sub < QCOW2_SUBCLUSTERS; sub++) {
+			if (map_subcluster_kind(e, sub) != kind)
+				return len;
+			len += (uint64_t)1 << img->subcluster_bits;
+		}
+		sub = 0;
+		hoff += img->cluster_bytes;
+		if (len >= want_bytes || ++index == end || map_entry_is_bad(s, index))
+			return len;
+		e = map_entry_load(img, s, index);
+		if (placed && ((e.word & QCOW2_L2_OFFSET_MASK) != hoff ||
+			       (e.word ^ first.word) & QCOW2_COPIED))
+			return len;
+	}
 }
 
 /* The extent at @goff as the entries of one slice give it. */
@@ -77,27 +131,29 @@ static void slice_extent(struct qcow2_image *img, const struct slice *s, uint64_
 {
 	uint32_t in_cluster = (uint32_t)(goff & (img->cluster_bytes - 1));
 	uint32_t index = map_slice_index(img, goff >> img->cluster_bits);
-	uint32_t end = 1u << img->l2_slice_bits;
-	uint64_t entry = map_entry_load(s, index);
-	uint64_t len = img->cluster_bytes - in_cluster;
+	struct map_entry e = map_entry_load(img, s, index);
+	unsigned sub = in_cluster >> img->subcluster_bits;
+	uint64_t len, skip = in_cluster;
 
-	*ext = (struct map_extent){.kind = map_entry_kind(entry),
-				   .copied = entry & QCOW2_COPIED,
-				   .hoff = (entry & QCOW2_L2_OFFSET_MASK) + in_cluster,
-				   .entry = entry,
-				   .img = img,
-				   .st = img->st};
+	*ext = (struct map_extent){
+		.kind = img->extended_l2 ? map_subcluster_kind(e, sub) : map_word_kind(e.word),
+		.copied = e.word & QCOW2_COPIED,
+		.hoff = (e.word & QCOW2_L2_OFFSET_MASK) + in_cluster,
+		.entry = e.word,
+		.img = img,
+		.st = img->st,
+	};
 	if (map_entry_is_bad(s, index)) {
 		ext->kind = MAP_BROKEN;
+		len = img->cluster_bytes;
+	} else if (!img->extended_l2) {
+		len = standard_run(img, s, index, max_bytes + skip);
 	} else {
-		for (uint32_t i = index + 1; len < max_bytes && i < end; i++) {
-			if (map_entry_is_bad(s, i) ||
-			    !entry_continues(img, entry, map_entry_load(s, i), i - index))
-				break;
-			len += img->cluster_bytes;
-		}
+		skip &= ((uint32_t)1 << img->subcluster_bits) - 1;
+		len = subcluster_run(img, s, index, sub, max_bytes + skip);
 	}
-	ext->len_bytes = min_of(len, max_bytes);
+	/* two words may have been read while they changed: then this is thrown away, but must be sane */
+	ext->len_bytes = min_of(max_of(len, skip + 1) - skip, max_bytes);
 }
 
 /* The extent where a whole L2 table is missing. */
@@ -117,11 +173,29 @@ static uint64_t l1_index(const struct qcow2_image *img, uint64_t gcluster)
 	return gcluster >> img->l2_bits;
 }
 
+/* Rule 12: what was read counts if no entry of the slice changed meanwhile. */
+static int peek_changing(struct qcow2_image *img, const struct slice *s, uint64_t goff,
+			 uint64_t max_bytes, struct map_extent *ext)
+{
+	for (unsigned n = 0; n < 4; n++) {
+		uint32_t before = atomic_load_explicit(&s->changes, memory_order_acquire);
+
+		slice_extent(img, s, goff, max_bytes, ext);
+		atomic_thread_fence(memory_order_acquire);
+		if (!(before & 1) &&
+		    before == atomic_load_explicit(&s->changes, memory_order_relaxed))
+			return 0;
+	}
+	return -EAGAIN;
+}
+
 int map_peek(struct qcow2_image *img, uint64_t goff, uint64_t max_bytes, struct map_extent *ext)
 {
 	uint64_t gcluster = goff >> img->cluster_bits;
 	struct slice *s = cache_peek(&img->l2_cache, map_slice_key(img, gcluster));
 
+	if (s && img->extended_l2)
+		return peek_changing(img, s, goff, max_bytes, ext);
 	if (s) {
 		slice_extent(img, s, goff, max_bytes, ext);
 		return 0;
@@ -215,16 +289,35 @@ int map_slice_get(struct qcow2_image *img, uint64_t gcluster, bool create, struc
 			 hoff + (in_table >> img->l2_slice_bits) * img->slice_bytes, false, out);
 }
 
-void map_entry_unref(struct qcow2_image *img, uint64_t entry, unsigned *reserved)
+void map_entry_unref(struct qcow2_image *img, uint64_t word, unsigned *reserved)
 {
-	uint64_t count, first = map_entry_hclusters(img, entry, &count);
+	uint64_t count, first = map_entry_hclusters(img, word, &count);
 
 	for (uint64_t i = 0; i < count; i++)
 		frees_add(img, first + i, reserved);
 }
 
-void map_entry_store(struct qcow2_image *img, struct slice *s, uint32_t index, uint64_t entry)
+static void word_store(struct slice *s, uint32_t word_index, uint64_t value)
 {
-	__atomic_store_n(&map_entry_at(s, index)->raw, be64_make(entry).raw, __ATOMIC_RELEASE);
-	slice_mark_dirty(&img->l2_cache, s, index * (uint32_t)sizeof(be64_t), sizeof(be64_t));
+	__atomic_store_n(&((be64_t *)s->data)[word_index].raw, be64_make(value).raw, __ATOMIC_RELEASE);
+}
+
+void map_entry_store(struct qcow2_image *img, struct slice *s, uint32_t index, struct map_entry entry)
+{
+	uint32_t bytes = sizeof(be64_t);
+
+	if (!img->extended_l2) {
+		assert(!entry.bitmap);
+		word_store(s, index, entry.word);
+	} else {
+		uint32_t changes = s->changes;
+
+		bytes *= 2;
+		atomic_store_explicit(&s->changes, changes + 1, memory_order_relaxed);
+		atomic_thread_fence(memory_order_release);
+		word_store(s, 2 * index, entry.word);
+		word_store(s, 2 * index + 1, entry.bitmap);
+		atomic_store_explicit(&s->changes, changes + 2, memory_order_release);
+	}
+	slice_mark_dirty(&img->l2_cache, s, index * bytes, bytes);
 }

@@ -4,6 +4,8 @@
  *
  * map_peek() is for any thread and takes no lock: it looks into the cached slices. Everything else
  * runs on the metadata loop.
+ *
+ * With extended L2 entries the map is one of subclusters: an extent begins and ends at any of them.
  */
 #ifndef QCOW2_MAP_H
 #define QCOW2_MAP_H
@@ -31,16 +33,38 @@ struct map_extent {
 	struct storage *st;
 };
 
-static inline be64_t *map_entry_at(const struct slice *s, uint32_t index)
+/* An L2 entry. @bitmap is that of an extended one, else 0 (qcow2: "Extended L2 Entries"). */
+struct map_entry {
+	uint64_t word, bitmap;
+};
+
+static inline bool map_entry_equal(struct map_entry a, struct map_entry b)
 {
-	return (be64_t *)s->data + index;
+	return a.word == b.word && a.bitmap == b.bitmap;
 }
 
-static inline uint64_t map_entry_load(const struct slice *s, uint32_t index)
+static inline bool map_entry_is_empty(struct map_entry e)
 {
-	be64_t v = {__atomic_load_n(&map_entry_at(s, index)->raw, __ATOMIC_ACQUIRE)};
+	return !(e.word | e.bitmap);
+}
+
+static inline uint64_t map_word_load(const struct slice *s, uint32_t word_index)
+{
+	be64_t v = {__atomic_load_n(&((be64_t *)s->data)[word_index].raw, __ATOMIC_ACQUIRE)};
 
 	return be64_get(v);
+}
+
+/*
+ * On the metadata loop. Any other thread may see one word of an extended entry before a change and the
+ * other after it, and has to look at slice->changes.
+ */
+static inline struct map_entry map_entry_load(const struct qcow2_image *img, const struct slice *s,
+					      uint32_t index)
+{
+	if (!img->extended_l2)
+		return (struct map_entry){map_word_load(s, index), 0};
+	return (struct map_entry){map_word_load(s, 2 * index), map_word_load(s, 2 * index + 1)};
 }
 
 static inline bool map_entry_is_bad(const struct slice *s, uint32_t index)
@@ -49,27 +73,47 @@ static inline bool map_entry_is_bad(const struct slice *s, uint32_t index)
 	       s->bad[index / 64] >> (index % 64) & 1;
 }
 
-static inline enum map_kind map_entry_kind(uint64_t entry)
+/* Of a cluster, by a standard entry's word. */
+static inline enum map_kind map_word_kind(uint64_t word)
 {
-	if (entry & QCOW2_COMPRESSED)
+	if (word & QCOW2_COMPRESSED)
 		return MAP_COMPRESSED;
-	if (entry & QCOW2_ZERO)
-		return entry & QCOW2_L2_OFFSET_MASK ? MAP_ZERO_ALLOC : MAP_ZERO;
-	return entry & QCOW2_L2_OFFSET_MASK ? MAP_DATA : MAP_UNALLOCATED;
+	if (word & QCOW2_ZERO)
+		return word & QCOW2_L2_OFFSET_MASK ? MAP_ZERO_ALLOC : MAP_ZERO;
+	return word & QCOW2_L2_OFFSET_MASK ? MAP_DATA : MAP_UNALLOCATED;
 }
 
-/* The host clusters that an entry refers to: *@count of them, 0 if none. */
-static inline uint64_t map_entry_hclusters(const struct qcow2_image *img, uint64_t entry,
+/* Of subcluster @sub by an extended entry. An unallocated one may have its place in a host cluster. */
+static inline enum map_kind map_subcluster_kind(struct map_entry e, unsigned sub)
+{
+	if (e.word & QCOW2_COMPRESSED)
+		return MAP_COMPRESSED;
+	if (e.bitmap >> sub & 1)
+		return MAP_DATA;
+	if (e.bitmap >> (QCOW2_SUBCLUSTERS + sub) & 1)
+		return e.word & QCOW2_L2_OFFSET_MASK ? MAP_ZERO_ALLOC : MAP_ZERO;
+	return MAP_UNALLOCATED;
+}
+
+/* Exclusively ours at @hoff, all of it data. */
+static inline struct map_entry map_entry_data(const struct qcow2_image *img, uint64_t hoff)
+{
+	return (struct map_entry){hoff | QCOW2_COPIED,
+				  img->extended_l2 ? QCOW2_SUBCLUSTERS_ALLOC_MASK : 0};
+}
+
+/* The host clusters that an entry's word refers to: *@count of them, 0 if none. */
+static inline uint64_t map_entry_hclusters(const struct qcow2_image *img, uint64_t word,
 					   uint64_t *count)
 {
 	uint64_t from, bytes;
 
-	if (!(entry & QCOW2_COMPRESSED)) {
-		*count = entry & QCOW2_L2_OFFSET_MASK ? 1 : 0;
-		return (entry & QCOW2_L2_OFFSET_MASK) >> img->cluster_bits;
+	if (!(word & QCOW2_COMPRESSED)) {
+		*count = word & QCOW2_L2_OFFSET_MASK ? 1 : 0;
+		return (word & QCOW2_L2_OFFSET_MASK) >> img->cluster_bits;
 	}
-	from = qcow2_compressed_host(entry, img->cluster_bits);
-	bytes = qcow2_compressed_bytes(entry, img->cluster_bits);
+	from = qcow2_compressed_host(word, img->cluster_bits);
+	bytes = qcow2_compressed_bytes(word, img->cluster_bits);
 	*count = ((from + bytes - 1) >> img->cluster_bits) - (from >> img->cluster_bits) + 1;
 	return from >> img->cluster_bits;
 }
@@ -78,10 +122,10 @@ static inline uint64_t map_entry_hclusters(const struct qcow2_image *img, uint64
 #define MAP_ENTRY_HCLUSTERS_MAX 3
 
 /*
- * What @entry referred to is not referred to by it any more: on the way to the allocator, out of the
+ * What @word referred to is not referred to by it any more: on the way to the allocator, out of the
  * reservation (MAP_ENTRY_HCLUSTERS_MAX for each entry).
  */
-void map_entry_unref(struct qcow2_image *img, uint64_t entry, unsigned *reserved);
+void map_entry_unref(struct qcow2_image *img, uint64_t word, unsigned *reserved);
 
 static inline uint64_t map_slice_key(const struct qcow2_image *img, uint64_t gcluster)
 {
@@ -110,7 +154,8 @@ int map_slice_get(struct qcow2_image *img, uint64_t gcluster, bool create,
 		  struct slice **out) must_check;
 
 /* Sets entries; slice_begin_change() was called. */
-void map_entry_store(struct qcow2_image *img, struct slice *s, uint32_t index, uint64_t entry);
+void map_entry_store(struct qcow2_image *img, struct slice *s, uint32_t index,
+		     struct map_entry entry);
 
 /* For the cache: marks what is not to be trusted in an L2 slice that was just read. */
 void map_slice_validate(struct qcow2_image *img, struct slice *s);

@@ -96,9 +96,9 @@ uint64_t reclog_need(const struct qcow2_image *img, uint64_t clusters)
 {
 	/*
 	 * Each cluster may be a record of its own, where hosts are not adjacent; each L2 table and
-	 * refcount block that is made is one more.
+	 * refcount block that is made is one more. An extended entry is two records.
 	 */
-	return 2 * clusters + (clusters >> img->rb_bits) + 8;
+	return (2 + img->extended_l2) * clusters + (clusters >> img->rb_bits) + 8;
 }
 
 int reclog_reserve(struct qcow2_image *img, uint64_t records)
@@ -156,30 +156,49 @@ static void publish(struct reclog *log)
 	atomic_store_explicit(&log->header->head, log->head, memory_order_release);
 }
 
-void reclog_l2(struct qcow2_image *img, uint64_t gcluster, uint64_t old, uint64_t value)
+/* Lengthens the last record by an entry that goes on there. */
+static bool lengthen(struct qcow2_image *img, uint64_t gcluster, uint64_t old, uint64_t value)
+{
+	struct reclog *log = &img->reclog;
+	struct reclog_record *last;
+
+	/*
+	 * In place, as long as no pass has cut behind it: the count is one store, and either value of
+	 * it is a record.
+	 */
+	if (log->head <= log->cut ||
+	    log->head <= atomic_load_explicit(&log->header->tail, memory_order_relaxed))
+		return false;
+	last = record_at(log, log->head - 1);
+	if (last->type != RECLOG_L2 || last->index + last->count != gcluster ||
+	    last->count == UINT32_MAX || step(img, last->value, last->count) != value ||
+	    step(img, last->old, last->count) != old)
+		return false;
+	__atomic_store_n(&last->count, last->count + 1, __ATOMIC_RELEASE);
+	return true;
+}
+
+void reclog_entry(struct qcow2_image *img, uint64_t gcluster, struct map_entry old,
+		  struct map_entry value)
 {
 	struct reclog *log = &img->reclog;
 
 	if (!log->header || log->replaying)
 		return;
-	/*
-	 * The last record may be lengthened in place as long as no pass has cut behind it: the count
-	 * is one store, and either value of it is a record.
-	 */
-	if (log->head > log->cut &&
-	    log->head > atomic_load_explicit(&log->header->tail, memory_order_relaxed)) {
-		struct reclog_record *last = record_at(log, log->head - 1);
-
-		if (last->type == RECLOG_L2 && last->index + last->count == gcluster &&
-		    last->count < UINT32_MAX && step(img, last->value, last->count) == value &&
-		    step(img, last->old, last->count) == old) {
-			__atomic_store_n(&last->count, last->count + 1, __ATOMIC_RELEASE);
-			return;
-		}
-	}
-	assert(log_used(log) - log->reserved < log->capacity);
-	*record_at(log, log->head) = (struct reclog_record){
-		.type = RECLOG_L2, .count = 1, .index = gcluster, .value = value, .old = old};
+	if (!img->extended_l2 && lengthen(img, gcluster, old.word, value.word))
+		return;
+	assert(log_used(log) - log->reserved + img->extended_l2 < log->capacity);
+	*record_at(log, log->head) = (struct reclog_record){.type = RECLOG_L2,
+							    .count = 1,
+							    .index = gcluster,
+							    .value = value.word,
+							    .old = old.word};
+	if (img->extended_l2)
+		*record_at(log, ++log->head) = (struct reclog_record){.type = RECLOG_BITMAP,
+								      .count = 1,
+								      .index = gcluster,
+								      .value = value.bitmap,
+								      .old = old.bitmap};
 	publish(log);
 }
 
@@ -243,7 +262,7 @@ int qcow2_log_sync_failed(void *log_base, uint64_t log_bytes, int error)
 /* What the log says of one guest cluster. */
 struct seen {
 	uint64_t gcluster; /* + 1; 0: empty */
-	uint64_t final;	   /* the last value */
+	struct map_entry final; /* the last value */
 	bool matched;	   /* the image holds one of the values that it went through */
 };
 
@@ -261,12 +280,19 @@ static struct seen *seen_find(struct seen_map *m, uint64_t gcluster)
 	return &m->slots[i];
 }
 
-static int record_check(const struct qcow2_image *img, const struct reclog_record *r)
+static int record_check(const struct qcow2_image *img, const struct reclog_record *r,
+			const struct reclog_record *next)
 {
 	/* past the disk's end as well: of a resize that was under way */
 	uint64_t gclusters = max_of(div_up(img->size_bytes, img->cluster_bytes),
 				    img->l1.entries << img->l2_bits);
 	uint64_t clusters, hcluster = map_entry_hclusters(img, r->value, &clusters);
+
+	if (r->type == RECLOG_BITMAP)
+		return img->extended_l2 ? 0 : -EINVAL; /* its entry has looked at it */
+	if (r->type == RECLOG_L2 && img->extended_l2 &&
+	    (r->count != 1 || !next || next->type != RECLOG_BITMAP || next->index != r->index))
+		return -EINVAL;
 
 	if (!r->count || hcluster + max_of((uint64_t)r->count, clusters) > img->hclusters_max)
 		return -EINVAL;
@@ -303,11 +329,25 @@ static int replay_table(struct qcow2_image *img, const struct reclog_record *r)
 	return r->value ? refcount_ensure(img, hcluster, 1) : 0;
 }
 
-/* Compares one L2 record with the image, and notes its clusters' last values. */
-static int note_l2(struct qcow2_image *img, struct seen_map *m, const struct reclog_record *r)
+/* Entry @i of an L2 record; an extended one's bitmap is in the record after it. */
+static struct map_entry record_entry(const struct qcow2_image *img, uint64_t position, uint32_t i,
+				     bool old)
 {
+	const struct reclog_record *r = record_at(&img->reclog, position);
+	const struct reclog_record *b = record_at(&img->reclog, position + 1);
+
+	return (struct map_entry){step(img, old ? r->old : r->value, i),
+				  !img->extended_l2 ? 0 : old ? b->old : b->value};
+}
+
+/* Compares one L2 record with the image, and notes its clusters' last values. */
+static int note_l2(struct qcow2_image *img, struct seen_map *m, uint64_t position)
+{
+	const struct reclog_record *r = record_at(&img->reclog, position);
+
 	for (uint32_t i = 0; i < r->count; i++) {
-		uint64_t g = r->index + i, now = 0;
+		uint64_t g = r->index + i;
+		struct map_entry now = {0};
 		struct seen *seen = seen_find(m, g);
 		struct slice *s;
 		int ret = map_slice_get(img, g, false, &s);
@@ -315,13 +355,14 @@ static int note_l2(struct qcow2_image *img, struct seen_map *m, const struct rec
 		if (ret)
 			return ret;
 		if (s) {
-			now = map_entry_load(s, map_slice_index(img, g));
+			now = map_entry_load(img, s, map_slice_index(img, g));
 			cache_put(&img->l2_cache, s);
 		}
 		if (!seen->gcluster)
 			*seen = (struct seen){.gcluster = g + 1};
-		seen->final = step(img, r->value, i);
-		seen->matched |= now == seen->final || now == step(img, r->old, i);
+		seen->final = record_entry(img, position, i, false);
+		seen->matched |= map_entry_equal(now, seen->final) ||
+				 map_entry_equal(now, record_entry(img, position, i, true));
 	}
 	return 0;
 }
@@ -331,7 +372,7 @@ static int apply_l2(struct qcow2_image *img, struct seen_map *m)
 	for (uint64_t i = 0; i <= m->mask; i++) {
 		struct seen *seen = &m->slots[i];
 		uint64_t g = seen->gcluster - 1;
-		uint64_t clusters, host = map_entry_hclusters(img, seen->final, &clusters);
+		uint64_t clusters, host = map_entry_hclusters(img, seen->final.word, &clusters);
 		struct slice *s;
 		uint32_t index = map_slice_index(img, g);
 		int ret = 0;
@@ -348,7 +389,7 @@ static int apply_l2(struct qcow2_image *img, struct seen_map *m)
 			ret = -ESTALE;
 		if (ret)
 			return ret;
-		if (map_entry_load(s, index) != seen->final) {
+		if (!map_entry_equal(map_entry_load(img, s, index), seen->final)) {
 			ret = slice_begin_change(&img->l2_cache, s);
 			if (!ret)
 				map_entry_store(img, s, index, seen->final);
@@ -391,7 +432,7 @@ static void free_unlinked(struct qcow2_image *img, struct seen_map *m, uint64_t 
 
 		for (uint32_t i = 0; r->type == RECLOG_L2 && i < r->count; i++) {
 			uint64_t old = step(img, r->old, i), next = step(img, r->value, i);
-			uint64_t final = seen_find(m, r->index + i)->final;
+			uint64_t final = seen_find(m, r->index + i)->final.word;
 
 			/* One that only sets or clears the zero flag unlinks nothing. */
 			if (same_host(old, next) || same_host(old, final))
@@ -413,7 +454,7 @@ static int replay_records(struct qcow2_image *img, struct seen_map *m, uint64_t 
 				ret = replay_table(img, record_at(&img->reclog, p));
 	for (uint64_t p = from; !ret && p < to; p++)
 		if (record_at(&img->reclog, p)->type == RECLOG_L2)
-			ret = note_l2(img, m, record_at(&img->reclog, p));
+			ret = note_l2(img, m, p);
 	return ret ? ret : apply_l2(img, m);
 }
 
@@ -425,7 +466,7 @@ int reclog_replay(struct qcow2_image *img, struct error *err)
 	int ret = 0, sync_failed;
 
 	for (uint64_t p = from; !ret && p < to; p++) {
-		ret = record_check(img, record_at(log, p));
+		ret = record_check(img, record_at(log, p), p + 1 < to ? record_at(log, p + 1) : NULL);
 		clusters += record_at(log, p)->type == RECLOG_L2 ? record_at(log, p)->count : 0;
 	}
 	if (ret)

@@ -31,9 +31,11 @@
 #include "base/error.h"
 #include "ring/co.h"
 
+struct map_entry;
 struct qcow2_image;
 
-enum reclog_type { RECLOG_L2 = 1, RECLOG_L1 = 2, RECLOG_RT = 3 };
+/* RECLOG_BITMAP: the second word of an extended L2 entry; follows its RECLOG_L2, published with it. */
+enum reclog_type { RECLOG_L2 = 1, RECLOG_L1 = 2, RECLOG_RT = 3, RECLOG_BITMAP = 4 };
 
 struct reclog_record {
 	uint32_t type;
@@ -82,7 +84,8 @@ void reclog_unreserve(struct qcow2_image *img, uint64_t records);
  * Appends to the last record if it goes on there, else a new one out of what was reserved. To be
  * called right before the change is made visible.
  */
-void reclog_l2(struct qcow2_image *img, uint64_t gcluster, uint64_t old, uint64_t value);
+void reclog_entry(struct qcow2_image *img, uint64_t gcluster, struct map_entry old,
+		  struct map_entry value);
 void reclog_table(struct qcow2_image *img, enum reclog_type type, uint64_t index, uint64_t old,
 		  uint64_t value);
 

@@ -219,12 +219,12 @@ static int unlink_in_slice(struct qcow2_image *img, uint64_t first, uint64_t end
 	ret = slice_begin_change(&img->l2_cache, s);
 	for (uint64_t g = first; !ret && g < end; g++) {
 		uint32_t index = map_slice_index(img, g);
-		uint64_t entry = map_entry_load(s, index);
+		struct map_entry entry = map_entry_load(img, s, index);
 
-		if (!entry || map_entry_is_bad(s, index))
+		if (map_entry_is_empty(entry) || map_entry_is_bad(s, index))
 			continue;
-		map_entry_store(img, s, index, 0);
-		map_entry_unref(img, entry, reserved);
+		map_entry_store(img, s, index, (struct map_entry){0});
+		map_entry_unref(img, entry.word, reserved);
 	}
 	cache_put(&img->l2_cache, s);
 	return ret;
@@ -264,7 +264,7 @@ static int table_is_empty(struct qcow2_image *img, uint64_t i, bool *empty)
 		if (ret || !s)
 			return ret;
 		for (uint32_t n = 0; n < per_slice; n++)
-			*empty &= !map_entry_load(s, n);
+			*empty &= map_entry_is_empty(map_entry_load(img, s, n));
 		cache_put(&img->l2_cache, s);
 	}
 	return 0;

@@ -28,14 +28,16 @@ enum segment_kind {
 	SEGMENT_NEW,   /* new clusters where there were none */
 	SEGMENT_REUSE, /* zero clusters that keep their host clusters */
 	SEGMENT_COPY,  /* one new cluster; what the payload leaves of it is read from the old one */
+	SEGMENT_SUB,   /* some subclusters of one cluster, new or where it has its place */
 };
 
 /* A run of guest clusters and the host clusters that they are written to. */
 struct segment {
 	enum segment_kind kind;
 	uint64_t gcluster, hcluster, clusters;
-	bool zeroed;	    /* NEW: the host clusters read as zeros */
-	uint64_t old_entry; /* COPY */
+	bool zeroed;	      /* NEW: the host clusters read as zeros */
+	bool fresh;	      /* SUB: the host cluster is new */
+	struct map_entry old; /* COPY, SUB */
 };
 
 #define ROUND_SEGMENTS 8
@@ -97,9 +99,10 @@ static uint64_t count_unbacked(const struct qcow2_image *img, const struct slice
 	uint64_t n = 0;
 
 	while (n < want && index + n < end && !map_entry_is_bad(s, index + (uint32_t)n)) {
-		enum map_kind kind = map_entry_kind(map_entry_load(s, index + (uint32_t)n));
+		uint64_t word = map_entry_load(img, s, index + (uint32_t)n).word;
 
-		if (kind != MAP_UNALLOCATED && kind != MAP_ZERO)
+		/* whatever an extended entry's bitmap says: all of the cluster is written */
+		if (word & (QCOW2_COMPRESSED | QCOW2_L2_OFFSET_MASK))
 			break;
 		n++;
 	}
@@ -111,12 +114,36 @@ static uint64_t count_mapped(const struct qcow2_image *img, const struct slice *
 			     uint64_t want)
 {
 	uint32_t index = map_slice_index(img, gcluster), end = 1u << img->l2_slice_bits;
-	uint64_t first = map_entry_load(s, index), n = 1;
+	struct map_entry next = map_entry_load(img, s, index);
+	uint64_t n = 1;
 
-	while (n < want && index + n < end && !map_entry_is_bad(s, index + (uint32_t)n) &&
-	       map_entry_load(s, index + (uint32_t)n) == first + (n << img->cluster_bits))
+	while (n < want && index + n < end && !map_entry_is_bad(s, index + (uint32_t)n)) {
+		next.word += img->cluster_bytes;
+		if (!map_entry_equal(map_entry_load(img, s, index + (uint32_t)n), next))
+			break;
 		n++;
+	}
 	return n;
+}
+
+/* Whether an entry has a host cluster that only this image's active map refers to. */
+static bool entry_is_ours(struct map_entry e)
+{
+	return e.word & QCOW2_COPIED && e.word & QCOW2_L2_OFFSET_MASK && !(e.word & QCOW2_COMPRESSED);
+}
+
+static enum segment_kind segment_kind(const struct round *round, uint64_t gcluster,
+				      struct map_entry e, bool backed)
+{
+	if (round->img->extended_l2 && entry_is_ours(e))
+		return e.bitmap == QCOW2_SUBCLUSTERS_ALLOC_MASK ? SEGMENT_IN_PLACE : SEGMENT_SUB;
+	if (entry_is_ours(e))
+		return map_word_kind(e.word) == MAP_DATA ? SEGMENT_IN_PLACE : SEGMENT_REUSE;
+	if (e.word & (QCOW2_COMPRESSED | QCOW2_L2_OFFSET_MASK))
+		return SEGMENT_COPY;
+	if (round->img->extended_l2 && !cluster_covered(round, gcluster))
+		return SEGMENT_SUB;
+	return backed && map_word_kind(e.word) == MAP_UNALLOCATED ? SEGMENT_COPY : SEGMENT_NEW;
 }
 
 /*
@@ -129,36 +156,32 @@ static int segment_classify(const struct round *round, uint64_t gcluster, uint64
 	struct qcow2_image *img = round->img;
 	struct slice *s;
 	uint32_t index = map_slice_index(img, gcluster);
-	bool backed = false;
-	uint64_t entry;
+	bool backed = false, whole = img->chain || img->extended_l2;
+	struct map_entry e;
 	int ret = 0;
 
 	if (img->chain && !cluster_covered(round, gcluster))
 		ret = cluster_backed(img, gcluster, &backed);
-	if (img->chain && want > 1 && !cluster_covered(round, gcluster + want - 1))
+	if (whole && want > 1 && !cluster_covered(round, gcluster + want - 1))
 		want--;
 	if (!ret)
 		ret = map_slice_get(img, gcluster, true, &s);
 	if (ret)
 		return ret;
-	entry = map_entry_load(s, index);
-	*seg = (struct segment){.gcluster = gcluster,
-				.hcluster = (entry & QCOW2_L2_OFFSET_MASK) >> img->cluster_bits,
+	e = map_entry_load(img, s, index);
+	*seg = (struct segment){.kind = segment_kind(round, gcluster, e, backed),
+				.gcluster = gcluster,
+				.hcluster = (e.word & QCOW2_L2_OFFSET_MASK) >> img->cluster_bits,
 				.clusters = 1,
-				.old_entry = entry};
-	if (map_entry_is_bad(s, index)) {
+				.old = e};
+	if (map_entry_is_bad(s, index))
 		ret = -EIO;
-	} else if (map_entry_kind(entry) == MAP_UNALLOCATED && backed) {
-		seg->kind = SEGMENT_COPY;
-	} else if (map_entry_kind(entry) == MAP_UNALLOCATED || map_entry_kind(entry) == MAP_ZERO) {
-		seg->kind = SEGMENT_NEW;
+	else if (seg->kind == SEGMENT_NEW)
 		seg->clusters = count_unbacked(img, s, gcluster, want);
-	} else if (entry & QCOW2_COPIED && map_entry_kind(entry) != MAP_COMPRESSED) {
-		seg->kind = map_entry_kind(entry) == MAP_DATA ? SEGMENT_IN_PLACE : SEGMENT_REUSE;
+	else if (seg->kind == SEGMENT_IN_PLACE || seg->kind == SEGMENT_REUSE)
 		seg->clusters = count_mapped(img, s, gcluster, want);
-	} else {
-		seg->kind = SEGMENT_COPY;
-	}
+	seg->fresh = seg->kind == SEGMENT_NEW || seg->kind == SEGMENT_COPY ||
+		     (seg->kind == SEGMENT_SUB && !entry_is_ours(e));
 	cache_put(&img->l2_cache, s);
 	return ret;
 }
@@ -168,7 +191,7 @@ static bool segment_merge(struct round *round, const struct segment *seg)
 	struct segment *last = round->count ? &round->segments[round->count - 1] : NULL;
 
 	if (!last || last->kind != seg->kind || seg->kind == SEGMENT_COPY ||
-	    last->zeroed != seg->zeroed || last->gcluster + last->clusters != seg->gcluster ||
+	    seg->kind == SEGMENT_SUB || last->zeroed != seg->zeroed || last->gcluster + last->clusters != seg->gcluster ||
 	    last->hcluster + last->clusters != seg->hcluster)
 		return false;
 	last->clusters += seg->clusters;
@@ -183,7 +206,7 @@ static int prepare_segment(struct round *round)
 	struct segment seg;
 	int ret = segment_classify(round, gcluster, want, &seg);
 
-	if (!ret && (seg.kind == SEGMENT_NEW || seg.kind == SEGMENT_COPY))
+	if (!ret && seg.fresh)
 		ret = alloc_clusters(img, seg.clusters, &seg.hcluster, &seg.clusters, &seg.zeroed);
 	if (ret)
 		return ret;
@@ -230,19 +253,45 @@ static int round_prepare(void *arg)
 }
 
 static bool link_entry_expected(const struct qcow2_image *img, const struct segment *seg,
-				uint64_t i, uint64_t entry)
+				uint64_t i, struct map_entry e)
 {
-	enum map_kind kind = map_entry_kind(entry);
-
 	switch (seg->kind) {
 	case SEGMENT_NEW:
-		return kind == MAP_UNALLOCATED || kind == MAP_ZERO;
+		return !(e.word & (QCOW2_COMPRESSED | QCOW2_L2_OFFSET_MASK));
 	case SEGMENT_REUSE:
-		return kind == MAP_ZERO_ALLOC && (entry & QCOW2_L2_OFFSET_MASK) >>
-							 img->cluster_bits == seg->hcluster + i;
+		return map_word_kind(e.word) == MAP_ZERO_ALLOC &&
+		       (e.word & QCOW2_L2_OFFSET_MASK) >> img->cluster_bits == seg->hcluster + i;
 	default:
-		return entry == seg->old_entry;
+		return map_entry_equal(e, seg->old);
 	}
+}
+
+/* The bytes of a segment that the round writes payload to: [*from, *to), guest offsets. */
+static void segment_payload(const struct round *round, const struct segment *seg, uint64_t *from,
+			    uint64_t *to)
+{
+	unsigned bits = round->img->cluster_bits;
+
+	*from = max_of(round->goff, seg->gcluster << bits);
+	*to = min_of(round->pos, (seg->gcluster + seg->clusters) << bits);
+}
+
+/* What cluster @i of the segment's entry becomes. */
+static struct map_entry link_entry(const struct round *round, const struct segment *seg, uint64_t i)
+{
+	const struct qcow2_image *img = round->img;
+	uint64_t from, to, start = seg->gcluster << img->cluster_bits, mask;
+	struct map_entry e = map_entry_data(img, (seg->hcluster + i) << img->cluster_bits);
+	unsigned first, last;
+
+	if (seg->kind != SEGMENT_SUB)
+		return e;
+	segment_payload(round, seg, &from, &to);
+	first = (unsigned)((from - start) >> img->subcluster_bits);
+	last = (unsigned)((to - 1 - start) >> img->subcluster_bits);
+	mask = (UINT64_C(2) << last) - (UINT64_C(1) << first);
+	e.bitmap = (seg->old.bitmap | mask) & ~(mask << QCOW2_SUBCLUSTERS);
+	return e;
 }
 
 /* Links clusters [@from, ...) of @seg as far as one slice goes; how many, or -errno. */
@@ -264,19 +313,19 @@ static int64_t link_in_slice(struct round *round, const struct segment *seg, uin
 	}
 	for (uint64_t i = 0; i < n; i++) {
 		uint32_t at = index + (uint32_t)i;
-		uint64_t entry = map_entry_load(s, at);
-		uint64_t value = (seg->hcluster + from + i) << img->cluster_bits | QCOW2_COPIED;
+		struct map_entry entry = map_entry_load(img, s, at);
+		struct map_entry value = link_entry(round, seg, from + i);
 
 		if (!link_entry_expected(img, seg, from + i, entry)) {
 			cache_put(&img->l2_cache, s);
 			return i ? (int64_t)i : -ESTALE;
 		}
-		reclog_l2(img, gcluster + i, entry, value);
+		reclog_entry(img, gcluster + i, entry, value);
 		map_entry_store(img, s, at, value);
 	}
 	cache_put(&img->l2_cache, s);
 	if (seg->kind == SEGMENT_COPY)
-		map_entry_unref(img, seg->old_entry, &round->reserved);
+		map_entry_unref(img, seg->old.word, &round->reserved);
 	return (int64_t)n;
 }
 
@@ -293,7 +342,7 @@ static int segment_link(struct round *round, const struct segment *seg)
 			done += (uint64_t)n;
 	}
 	/* What was not linked was never referred to. */
-	if (done < seg->clusters && seg->kind != SEGMENT_REUSE)
+	if (done < seg->clusters && seg->fresh)
 		alloc_undo(round->img, seg->hcluster + done, seg->clusters - done);
 	return n < 0 ? (int)n : 0;
 }
@@ -313,16 +362,6 @@ static int round_link(void *arg)
 }
 
 /* ---- on the queue ---- */
-
-/* The bytes of a segment that the round writes payload to: [*from, *to), guest offsets. */
-static void segment_payload(const struct round *round, const struct segment *seg, uint64_t *from,
-			    uint64_t *to)
-{
-	unsigned bits = round->img->cluster_bits;
-
-	*from = max_of(round->goff, seg->gcluster << bits);
-	*to = min_of(round->pos, (seg->gcluster + seg->clusters) << bits);
-}
 
 /* One write: payload alone where the rest reads right already, else with zeros around it. */
 static void segment_write(struct request *r, const struct round *round, const struct segment *seg,
@@ -388,18 +427,66 @@ static int segment_copy(struct request *r, const struct round *round, const stru
 	return ret;
 }
 
+/*
+ * Subclusters: payload, and what it leaves of the first and the last one. Not where that is data in its
+ * place already: a write in place may be under way there, beside this one.
+ */
+static int segment_sub(struct request *r, const struct round *round, const struct segment *seg,
+		       const struct payload *payload)
+{
+	unsigned bits = round->img->subcluster_bits;
+	uint64_t start = seg->gcluster << round->img->cluster_bits, from, to, first, end;
+	uint8_t *buf = r->q->copy_buf;
+	struct part *part;
+	int ret = 0;
+
+	segment_payload(round, seg, &from, &to);
+	first = align_down(from, (uint64_t)1 << bits);
+	end = align_up(to, (uint64_t)1 << bits);
+	if (map_subcluster_kind(seg->old, (unsigned)((first - start) >> bits)) == MAP_DATA)
+		first = from;
+	if (map_subcluster_kind(seg->old, (unsigned)((to - 1 - start) >> bits)) == MAP_DATA)
+		end = to;
+	co_lock(&r->q->copy_lock);
+	if (first < from)
+		ret = read_range(r, first, from - first, buf);
+	if (!ret && to < end)
+		ret = read_range(r, to, end - to, buf + (to - start));
+	if (!ret) {
+		part = part_get(r);
+		part->io.op = STORAGE_WRITE;
+		part->io.offset_bytes = (seg->hcluster << round->img->cluster_bits) + (first - start);
+		part_add_memory(part, buf, from - first);
+		part_add_payload(part, payload, from, to - from);
+		part_add_memory(part, buf + (to - start), end - to);
+		part_submit(part);
+		ret = parts_wait(r);
+	}
+	co_unlock(&r->q->copy_lock);
+	return ret;
+}
+
+/* Whether the segment is written by segment_write(), with nothing to be read first. */
+static bool segment_is_plain(const struct round *round, const struct segment *seg)
+{
+	return seg->kind != SEGMENT_SUB &&
+	       (seg->kind != SEGMENT_COPY || segment_covered(round, seg));
+}
+
 static int round_write(struct request *r, const struct round *round, const struct payload *payload)
 {
 	int ret = 0, io_ret;
 
 	/* First what must read, as that waits for all parts. */
+	for (unsigned i = 0; !ret && i < round->count; i++) {
+		const struct segment *seg = &round->segments[i];
+
+		if (!segment_is_plain(round, seg))
+			ret = seg->kind == SEGMENT_SUB ? segment_sub(r, round, seg, payload)
+						       : segment_copy(r, round, seg, payload);
+	}
 	for (unsigned i = 0; !ret && i < round->count; i++)
-		if (round->segments[i].kind == SEGMENT_COPY &&
-		    !segment_covered(round, &round->segments[i]))
-			ret = segment_copy(r, round, &round->segments[i], payload);
-	for (unsigned i = 0; !ret && i < round->count; i++)
-		if (round->segments[i].kind != SEGMENT_COPY ||
-		    segment_covered(round, &round->segments[i]))
+		if (segment_is_plain(round, &round->segments[i]))
 			segment_write(r, round, &round->segments[i], payload);
 	io_ret = parts_wait(r);
 	return ret ? ret : io_ret;

@@ -31,22 +31,22 @@ static bool backed(const struct qcow2_image *img, uint64_t gcluster)
 }
 
 /* The entry that makes guest cluster @g read as zeros; @entry itself if it does already. */
-static uint64_t zero_entry(const struct unmap *u, uint64_t g, uint64_t entry)
+static struct map_entry zero_entry(const struct unmap *u, uint64_t g, struct map_entry entry)
 {
-	uint64_t nothing = backed(u->img, g) ? QCOW2_ZERO : 0;
+	bool below = backed(u->img, g), extended = u->img->extended_l2;
+	/* the cluster reads as zeros whatever is below */
+	const struct map_entry zero = {extended ? 0 : QCOW2_ZERO,
+				       extended ? QCOW2_SUBCLUSTERS_ZERO_MASK : 0};
+	const struct map_entry nothing = below ? zero : (struct map_entry){0};
+	bool placed = !(entry.word & QCOW2_COMPRESSED) && entry.word & QCOW2_L2_OFFSET_MASK;
 
-	switch (map_entry_kind(entry)) {
-	case MAP_DATA:
-		return u->keep ? entry | QCOW2_ZERO : nothing;
-	case MAP_ZERO_ALLOC:
-		return u->keep ? entry : nothing;
-	case MAP_COMPRESSED: /* has no cluster of its own that could stay */
-		return u->keep ? QCOW2_ZERO : nothing;
-	case MAP_UNALLOCATED:
+	if (entry.word & QCOW2_COMPRESSED) /* has no cluster of its own that could stay */
+		return u->keep ? zero : nothing;
+	if (placed && u->keep)
+		return (struct map_entry){entry.word | zero.word, zero.bitmap};
+	if (placed || below)
 		return nothing;
-	default:
-		return entry;
-	}
+	return entry;
 }
 
 /* Clusters [@first, @end) of one slice; under their lock. */
@@ -65,18 +65,19 @@ static int unmap_in_slice(struct unmap *u, uint64_t first, uint64_t end, unsigne
 	}
 	for (uint64_t g = first; g < end; g++) {
 		uint32_t index = map_slice_index(img, g);
-		uint64_t entry = map_entry_load(s, index), zeroed = zero_entry(u, g, entry);
+		struct map_entry entry = map_entry_load(img, s, index);
+		struct map_entry zeroed = zero_entry(u, g, entry);
 
 		if (map_entry_is_bad(s, index)) {
 			broken = -EIO;
 			continue;
 		}
-		if (zeroed == entry)
+		if (map_entry_equal(zeroed, entry))
 			continue;
-		reclog_l2(img, g, entry, zeroed);
+		reclog_entry(img, g, entry, zeroed);
 		map_entry_store(img, s, index, zeroed);
-		if (!(zeroed & QCOW2_L2_OFFSET_MASK))
-			map_entry_unref(img, entry, reserved);
+		if (!(zeroed.word & QCOW2_L2_OFFSET_MASK))
+			map_entry_unref(img, entry.word, reserved);
 	}
 	cache_put(&img->l2_cache, s);
 	return broken;

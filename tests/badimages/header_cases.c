@@ -227,7 +227,6 @@ const struct bad_case header_cases[] = {
 	{"cve_2024_4467_data_file_json", "v3", UNSERVED, "data file", data_file},
 	{"raw_data_file_alone", "v3", REFUSE, "data file", field64, F_AUTOCLEAR, 2},
 	{"extended_l2_small_clusters", "v3", REFUSE, "extended L2", extended_l2},
-	{"extended_l2", "ext", UNSERVED, "extended L2", field64, F_INCOMPATIBLE, 16},
 	{"zstd", "v3", SERVED, "", compression, 8, 1},
 	{"compression_type_without_bit", "v3", REFUSE, "compression", compression, 0, 1},
 	{"compression_bit_without_type", "v3", REFUSE, "compression", compression, 8, 0},

@@ -30,10 +30,9 @@ fail() {
 make_good() {
 	local base options
 	seq -f '%06.0f of the good image' 1 100000 >good/data
-	for base in v3 v2 ext snap; do
+	for base in v3 v2 snap; do
 		case $base in
 		v2) options=cluster_size=4096,compat=0.10 ;;
-		ext) options=cluster_size=16384,extended_l2=on ;;
 		*) options=cluster_size=4096 ;;
 		esac
 		qemu-img create -q -f qcow2 -o $options good/$base.qcow2 $((8388608 + 1536))

@@ -28,6 +28,8 @@ static void image_shape(struct run_config *cfg, struct rng *r)
 		break;
 	case RUN_MIXED:
 		cluster_bits = 9 + rng_below(r, 8);
+		if (rng_chance(r, 30))
+			cluster_bits = 14; /* the smallest that may have subclusters */
 		size = rng_range(r, 64, 1024) * KiB;
 		break;
 	case RUN_CHURN:
@@ -48,6 +50,8 @@ static void image_shape(struct run_config *cfg, struct rng *r)
 		c->version = 3;
 		c->refcount_bits = 64;
 	}
+	if (c->version == 3 && c->cluster_bytes >= 16 * KiB && rng_chance(r, 50))
+		c->extended_l2 = true;
 	if (cfg->profile != RUN_GROW && rng_chance(r, 15))
 		c->preallocation = QCOW2_PREALLOC_METADATA + rng_below(r, 3);
 }

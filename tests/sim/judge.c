@@ -101,14 +101,24 @@ static uint64_t refcount_at(struct judge *j, uint64_t rt_offset, uint64_t cluste
 	return be_at(j->map, block + index * (bits / 8), bits / 8);
 }
 
+static uint64_t entry_bytes(const struct judge *j)
+{
+	return j->extended ? 16 : 8;
+}
+
 static void walk_l2(struct judge *j, uint64_t l2_offset)
 {
 	uint64_t cluster = (uint64_t)1 << j->cluster_bits;
 
-	for (uint64_t at = l2_offset; at < l2_offset + cluster; at += 8) {
+	for (uint64_t at = l2_offset; at < l2_offset + cluster; at += entry_bytes(j)) {
 		uint64_t entry = be64_at(j->map, at);
 		uint64_t offset = entry & OFFSET_MASK;
+		uint64_t bitmap = j->extended ? be64_at(j->map, at + 8) : 0;
 
+		if (bitmap & bitmap >> 32 & 0xffffffff || (bitmap & 0xffffffff && !offset) ||
+		    (j->extended && entry & ZERO))
+			corrupt(j, "L2 entry at %#" PRIx64 " is %#" PRIx64 " with bitmap %#" PRIx64, at,
+				entry, bitmap);
 		if (!entry)
 			continue;
 		if (entry & COMPRESSED)
@@ -202,7 +212,7 @@ static void compare_copied(struct judge *j, uint64_t rt_offset, uint64_t l1_offs
 		copied(j, rt_offset, l1_offset + i * 8, "L1");
 		if (!l2 || l2 >> j->cluster_bits >= j->clusters)
 			continue;
-		for (uint64_t k = 0; k < (uint64_t)1 << j->cluster_bits; k += 8)
+		for (uint64_t k = 0; k < (uint64_t)1 << j->cluster_bits; k += entry_bytes(j))
 			copied(j, rt_offset, l2 + k, "L2");
 	}
 }
@@ -223,7 +233,8 @@ static bool read_header(struct judge *j)
 	j->refcount_order = j->version == 3 ? be_at(m, 96, 4) : 4;
 	incompatible = j->version == 3 ? be64_at(m, 72) : 0;
 	j->dirty = incompatible & 1;
-	if (j->refcount_order > 6 || incompatible & ~1ull || be_at(m, 60, 4) || be64_at(m, 8)) {
+	j->extended = incompatible & 16;
+	if (j->refcount_order > 6 || incompatible & ~17ull || be_at(m, 60, 4) || be64_at(m, 8)) {
 		corrupt(j, "the header has features that no workload makes");
 		return false;
 	}
@@ -258,7 +269,7 @@ void judge_run(struct judge *j, const struct sim_map *map)
 
 void judge_print_mapping(struct judge *j, uint64_t goff)
 {
-	unsigned l2_bits = j->cluster_bits - 3;
+	unsigned l2_bits = j->cluster_bits - (j->extended ? 4 : 3);
 	uint64_t l1_at = be64_at(j->map, 40) + (goff >> (j->cluster_bits + l2_bits)) * 8;
 	uint64_t l1 = be64_at(j->map, l1_at);
 	uint64_t rt = be64_at(j->map, 48);
@@ -267,7 +278,7 @@ void judge_print_mapping(struct judge *j, uint64_t goff)
 	printf("  guest %#" PRIx64 ": L1[%#" PRIx64 "] = %#" PRIx64, goff, l1_at, l1);
 	if (l1 & OFFSET_MASK) {
 		l2_at = (l1 & OFFSET_MASK) +
-			(goff >> j->cluster_bits & (((uint64_t)1 << l2_bits) - 1)) * 8;
+			(goff >> j->cluster_bits & (((uint64_t)1 << l2_bits) - 1)) * entry_bytes(j);
 		l2 = be64_at(j->map, l2_at);
 		printf(", L2[%#" PRIx64 "] = %#" PRIx64, l2_at, l2);
 		if (l2 & OFFSET_MASK)

@@ -25,7 +25,7 @@ enum judge_kind {
 
 struct judge {
 	uint64_t corruptions, leaks;
-	bool dirty;
+	bool dirty, extended;
 	char text[256]; /* of the first corruption */
 
 	/* the image's */

@@ -63,6 +63,11 @@ struct ublkdev_ops {
 	const char *name;     /* for messages */
 	size_t request_bytes; /* memory of the program's own in each request; see
 				 ublkdev_request_data() */
+	/*
+	 * The program can do without memory in most requests: see ublkdev_request_buffer_index(). If not set,
+	 * every READ and WRITE has memory, whatever the data path.
+	 */
+	bool registered_buffers;
 
 	/* Main thread. Fills in *@limits, which is zeroed. */
 	int (*open)(void *data, struct ublkdev_limits *limits, struct ublkdev_error *err);
@@ -108,8 +113,22 @@ enum ublkdev_op ublkdev_request_op(const struct ublkdev_request *req);
 unsigned ublkdev_request_flags(const struct ublkdev_request *req);
 uint64_t ublkdev_request_offset(const struct ublkdev_request *req);
 uint64_t ublkdev_request_length(const struct ublkdev_request *req);
-/* READ and WRITE: page-aligned memory of the request's length. Else NULL. */
+/* READ and WRITE: page-aligned memory of the request's length. Else, or with a registered buffer, NULL. */
 void *ublkdev_request_buffer(const struct ublkdev_request *req);
+/*
+ * With ops.registered_buffers and the zero-copy data path: where the request's pages are in the table of
+ * registered buffers of the queue's io_uring, for IORING_OP_READ_FIXED and IORING_OP_WRITE_FIXED of
+ * ublkdev_sqe(), whose address is then an offset in the request. All I/O with it has to be complete before
+ * the request is. -1: the payload is in memory.
+ */
+int ublkdev_request_buffer_index(const struct ublkdev_request *req);
+/*
+ * For a request of that kind whose bytes have to be seen: @ready is called when its payload is in memory,
+ * on the queue's thread, maybe before this returns; or with an error, to complete the request with. Memory
+ * is limited: call it before the request holds what another one may wait for.
+ */
+void ublkdev_request_to_memory(struct ublkdev_request *req,
+			       void (*ready)(struct ublkdev_request *req, int result));
 /*
  * ops.request_bytes of memory, aligned to 64, for the program to keep what it needs for a request.
  * Zeroed when the queue starts, and not touched by the library in between. NULL if request_bytes is
@@ -147,10 +166,19 @@ void ublkdev_sqe_bind(struct io_uring_sqe *sqe, struct ublkdev_sqe_op *op);
 
 /* ---- devices: main thread ---- */
 
+/* How payloads get from the kernel to the program and back. */
+enum ublkdev_data_path {
+	UBLKDEV_DATA_AUTO,	/* ZERO_COPY for a program with registered_buffers, if there is; else COPY */
+	UBLKDEV_DATA_COPY,	/* the kernel copies */
+	UBLKDEV_DATA_USER_COPY, /* the library copies (Linux 6.5) */
+	UBLKDEV_DATA_ZERO_COPY, /* pages are registered with io_uring (Linux 6.16) */
+};
+
 struct ublkdev_options {
 	int id;		 /* the number N of /dev/ublkbN; -1: any */
 	unsigned queues; /* 0: 1; the kernel makes at most one for each CPU */
 	unsigned depth;	 /* requests at once in each queue; 0: 128 */
+	enum ublkdev_data_path data_path;
 };
 
 /*

@@ -13,6 +13,7 @@
 #ifndef BASE_BLK_H
 #define BASE_BLK_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -46,6 +47,14 @@ struct blk_request {
 	uint64_t len_bytes;
 	struct blk_buf buf; /* of len_bytes; page aligned in memory */
 
+	/*
+	 * Set by a front end whose buffers are registered ones (buf.base NULL). A target that has to see the
+	 * bytes of a READ or WRITE calls it, before it holds anything that another request may wait for,
+	 * and goes on when @ready is called: on the same thread, maybe before this returns. Then buf is
+	 * memory, with a WRITE's payload in it, or @ret is an error to end the request with.
+	 */
+	void (*to_memory)(struct blk_request *req, void (*ready)(struct blk_request *req, int ret));
+
 	/* set by the front end; called by blk_request_complete() */
 	void (*complete)(struct blk_request *req, int ret);
 
@@ -55,6 +64,12 @@ struct blk_request {
 	 */
 	void *priv;
 };
+
+/* Whether the payload lies where nobody here can look at it. */
+static inline bool blk_request_registered(const struct blk_request *req)
+{
+	return (req->op == BLK_READ || req->op == BLK_WRITE) && !req->buf.base;
+}
 
 static inline void blk_request_complete(struct blk_request *req, int ret)
 {

@@ -37,6 +37,7 @@ enum {
 	OPT_SIZE,
 	OPT_RECOVERY,
 	OPT_WRITEBACK_DELAY,
+	OPT_DATA_PATH,
 	OPT_BACKING_DIR,
 	OPT_BACKING_ANY,
 	OPT_DISCARD,
@@ -57,6 +58,7 @@ static const struct option long_options[] = {
 	{"foreground", no_argument, NULL, OPT_FOREGROUND},
 	{"size", required_argument, NULL, OPT_SIZE},
 	{"recovery", required_argument, NULL, OPT_RECOVERY},
+	{"data-path", required_argument, NULL, OPT_DATA_PATH},
 	{"writeback-delay", required_argument, NULL, OPT_WRITEBACK_DELAY},
 	{"discard", required_argument, NULL, OPT_DISCARD},
 	{"detect-zeroes", required_argument, NULL, OPT_DETECT_ZEROES},
@@ -112,6 +114,24 @@ static int detect_zeroes_set(const struct cli_command *cmd, struct add *add, con
 	return cli_usage(cmd, "--detect-zeroes is off, on or unmap, not '%s'", value);
 }
 
+static int data_path_set(const struct cli_command *cmd, struct add *add, const char *name)
+{
+	static const char *const names[] = {
+		[FRONTEND_DATA_AUTO] = "auto",
+		[FRONTEND_DATA_COPY] = "copy",
+		[FRONTEND_DATA_USER_COPY] = "user-copy",
+		[FRONTEND_DATA_ZERO_COPY] = "zero-copy",
+	};
+
+	for (size_t i = 0; i < ARRAY_LEN(names); i++) {
+		if (strcmp(name, names[i]) == 0) {
+			add->config.data_path = (enum frontend_data_path)i;
+			return CLI_OK;
+		}
+	}
+	return cli_usage(cmd, "--data-path is auto, copy, user-copy or zero-copy, not '%s'", name);
+}
+
 static int option_set(const struct cli_command *cmd, struct add *add, int option, const char *value)
 {
 	struct target_options *o = &add->config.target_options;
@@ -155,6 +175,8 @@ static int option_set(const struct cli_command *cmd, struct add *add, int option
 		add->config.recovery = strcmp(value, "off") ? FRONTEND_RECOVERY_REISSUE
 							    : FRONTEND_RECOVERY_OFF;
 		break;
+	case OPT_DATA_PATH:
+		return data_path_set(cmd, add, value);
 	case OPT_WRITEBACK_DELAY:
 		o->writeback_delay_ms =
 			cli_number_arg(cmd, "--writeback-delay", value, 1, WRITEBACK_DELAY_MS_MAX);
@@ -340,6 +362,9 @@ const struct cli_command cli_command_add = {
 		"      --queues N           queues, each with a thread (ublk: one for each CPU, at most 4;\n"
 		"                           fuse: 1)\n"
 		"      --depth N            requests in flight in each queue (128)\n"
+		"      --data-path PATH     ublk: copy: the kernel copies; user-copy: the daemon does; zero-copy:\n"
+		"                           nobody, where that is possible; auto: zero-copy where the kernel has\n"
+		"                           it (6.16), else copy (auto)\n"
 		"      --id N               the device's number, such as 3 in /dev/ublkb3 (any)\n"
 		"      --cache MODE         direct: past the page cache where the file system can;\n"
 		"                           buffered: through it (direct)\n"

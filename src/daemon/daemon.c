@@ -337,6 +337,7 @@ static int device_start(struct daemon *d, struct daemon_report *report, struct e
 		.depth = o->depth,
 		.no_loop = d->config.no_loop,
 		.recovery = supervision ? d->config.recovery : FRONTEND_RECOVERY_OFF,
+		.data_path = d->config.data_path,
 		.recover = supervision && supervision->replay,
 		.run_dir = d->dir.path,
 		.name = slash ? slash + 1 : d->config.target->name,
@@ -361,6 +362,9 @@ static int device_start(struct daemon *d, struct daemon_report *report, struct e
 	d->entry.id = d->frontend_ops->id(d->frontend);
 	snprintf(d->entry.device, sizeof(d->entry.device), "%s",
 		 d->frontend_ops->device(d->frontend));
+	if (d->frontend_ops->data_path)
+		snprintf(d->entry.data_path, sizeof(d->entry.data_path), "%s",
+			 d->frontend_ops->data_path(d->frontend));
 	d->entry.queues = d->frontend_ops->queues(d->frontend);
 	if (d->entry.queues < o->queues)
 		queues_note(d, options.queues, report);

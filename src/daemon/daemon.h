@@ -26,6 +26,7 @@ struct daemon_config {
 	 * with a front end that can, otherwise it goes away.
 	 */
 	enum frontend_recovery recovery;
+	enum frontend_data_path data_path;
 
 	/* For a supervisor (supervise.h): the entry of a device that waits, and who holds its locks. */
 	const char *resume_key;

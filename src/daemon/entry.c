@@ -94,6 +94,7 @@ json_t *entry_to_json(const struct entry *e)
 	put(&o, "size", json_integer((json_int_t)e->size_bytes));
 	put(&o, "queues", json_integer(e->queues));
 	put(&o, "depth", json_integer(e->depth));
+	put(&o, "data_path", e->data_path[0] ? json_string(e->data_path) : json_null());
 	put(&o, "read_only", json_boolean(e->read_only));
 	put(&o, "cache", json_string(e->direct ? "direct" : "buffered"));
 	put(&o, "started", json_integer(e->started));
@@ -312,6 +313,9 @@ static int entry_from_json(struct entry *e, const json_t *o)
 	    integer_get(o, "detect_zeroes", 0, QCOW2_DETECT_ZEROES_UNMAP, &detect) || dirs_get(o, e) ||
 	    string_get(o, "backing_format", e->backing_format, sizeof(e->backing_format)))
 		return -EINVAL;
+	/* not in what an older program has written, which one that takes over reads */
+	if (string_get(o, "data_path", e->data_path, sizeof(e->data_path)))
+		e->data_path[0] = '\0';
 	if (!json_is_null(json_object_get(o, "supervisor")) &&
 	    integer_get(o, "supervisor", 1, INT_MAX, &sup_pid))
 		return -EINVAL;

@@ -50,6 +50,7 @@ struct entry {
 	char image_id[64];	 /* the same for every name of one file; empty: none */
 	uint64_t size_bytes;
 	unsigned queues, depth;
+	char data_path[16]; /* empty: not known yet, or there is but one */
 	bool read_only;
 	bool direct;
 	bool recovery; /* the device outlives its daemon */

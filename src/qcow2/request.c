@@ -197,6 +197,12 @@ static void fast_complete(struct storage_io *io, int ret)
 	blk_request_complete(r->req, ret);
 }
 
+/* A payload that is not in memory, but has to be looked at whatever the map says. */
+static bool payload_is_hidden(const struct request *r)
+{
+	return blk_request_registered(r->req) && r->op == BLK_WRITE && r->q->img->detect_zeroes;
+}
+
 static bool fast_path(struct request *r)
 {
 	struct blk_request *req = r->req;
@@ -211,7 +217,7 @@ static bool fast_path(struct request *r)
 	} else if (r->op != BLK_READ) {
 		return false;
 	}
-	if (map_peek(q->img, req->offset_bytes, req->len_bytes, &ext))
+	if (payload_is_hidden(r) || map_peek(q->img, req->offset_bytes, req->len_bytes, &ext))
 		return false;
 	if (ext.kind == MAP_UNALLOCATED && q->img->chain && req->op == BLK_READ &&
 	    chain_peek(q->img->chain, req->offset_bytes, ext.len_bytes, &ext))
@@ -243,6 +249,25 @@ static int fua_sync_on_meta(void *arg)
 	return storage_sync(((struct qcow2_image *)arg)->st);
 }
 
+/* A READ or WRITE: without the bytes, if that is possible. */
+static int run_transfer(struct request *r)
+{
+	int ret = REQUEST_NEEDS_MEMORY;
+
+	if (blk_request_registered(r->req)) {
+		if (!payload_is_hidden(r))
+			ret = request_fixed(r);
+		if (ret == REQUEST_NEEDS_MEMORY && !(ret = request_memory(r)))
+			ret = REQUEST_NEEDS_MEMORY;
+		if (ret != REQUEST_NEEDS_MEMORY)
+			return ret;
+		interpret(r);
+	}
+	if (r->op == BLK_WRITE_ZEROES)
+		return request_zero(r);
+	return r->op == BLK_READ ? request_read(r) : request_write(r);
+}
+
 static int run_in_coroutine(struct request *r)
 {
 	struct blk_request *req = r->req;
@@ -258,11 +283,11 @@ static int run_in_coroutine(struct request *r)
 		return ret;
 	switch (r->op) {
 	case BLK_READ:
-		return request_read(r);
+		return run_transfer(r);
 	case BLK_FLUSH:
 		return img->read_only ? 0 : image_call(img, flush_on_meta, img);
 	case BLK_WRITE:
-		ret = request_write(r);
+		ret = run_transfer(r);
 		break;
 	case BLK_DISCARD:
 		return img->discard_ignore ? 0 : request_discard(r);

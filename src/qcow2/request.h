@@ -39,6 +39,9 @@ struct request {
 	struct co *part_waiter;
 	struct read_stream *stream; /* READ: that it belongs to, once it met a compressed cluster */
 	uint64_t ahead;		    /* READ: inflating was started up to here */
+	struct co *memory_waiter;   /* fixed.c */
+	int memory_ret;
+	bool memory_ready;
 	struct part parts[REQUEST_PARTS];
 };
 
@@ -68,6 +71,14 @@ int request_read(struct request *r);
 int request_write(struct request *r);
 int request_zero(struct request *r);    /* WRITE_ZEROES */
 int request_discard(struct request *r); /* DISCARD */
+
+/*
+ * A READ or WRITE whose payload lies in a registered buffer, as far as that goes; REQUEST_NEEDS_MEMORY where
+ * its bytes have to be seen. request_memory() then makes it one with its payload in memory.
+ */
+#define REQUEST_NEEDS_MEMORY 2
+int request_fixed(struct request *r);
+int request_memory(struct request *r);
 
 /*
  * Reads guest range [@goff, @goff + @len_bytes) into @to, whatever it lies in, and waits; past the disk's

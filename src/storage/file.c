@@ -15,7 +15,7 @@
  * A request is a sequence of steps, each one submission: file_step() judges what a step did and
  * says whether there is another one. A read that meets the end of the file fills the rest with
  * zeros; if its payload is a registered buffer, which may be memory that this process cannot see,
- * they are read from /dev/zero.
+ * they are read from /dev/zero. So is all of a request to fill one.
  *
  * Threads: size_bytes may be raised by several queues at once and is a compare-and-swap; the table
  * of loops is changed under a mutex, and read without one by the loop that an entry belongs to.
@@ -444,6 +444,14 @@ static void file_submit(struct storage *st, struct storage_io *io)
 	    (io->op == STORAGE_TRUNCATE && !(fl && fl->can_truncate))) {
 		file_run_sync(f, io);
 		return;
+	}
+	if (io->flags & STORAGE_FILL) {
+		assert(io->op == STORAGE_READ && payload_is_fixed(io));
+		io->impl.aux[AUX_RETRIES] = AUX_FILLING;
+		if (f->zero_fd < 0) {
+			io->complete(io, -EIO);
+			return;
+		}
 	}
 	io->impl.attached = fl;
 	if (fl)

@@ -39,6 +39,7 @@ enum storage_op {
 
 enum {
 	STORAGE_DSYNC = 1 << 0, /* WRITE: durable at completion, the data itself only */
+	STORAGE_FILL = 1 << 1,	/* READ: of zeros, into a registered buffer; the storage is not looked at */
 };
 
 struct storage;

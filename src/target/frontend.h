@@ -19,11 +19,20 @@ enum frontend_recovery {
 	FRONTEND_RECOVERY_REISSUE, /* it waits for another process, which gets the I/O in flight again */
 };
 
+/* How the payload of requests gets from the kernel to the target and back. */
+enum frontend_data_path {
+	FRONTEND_DATA_AUTO,	 /* without a copy where kernel and target can, else the kernel copies */
+	FRONTEND_DATA_COPY,	 /* the kernel copies */
+	FRONTEND_DATA_USER_COPY, /* this program copies */
+	FRONTEND_DATA_ZERO_COPY, /* nobody copies, where that is possible */
+};
+
 struct frontend_options {
 	int id;		      /* device number wanted; -1: any */
 	unsigned queues;      /* already bounded by limits.max_queues */
 	unsigned depth;	      /* requests in flight in each queue */
 	enum frontend_recovery recovery; /* what the front end cannot do is left out */
+	enum frontend_data_path data_path; /* a front end that has one alone ignores it */
 	bool recover;	      /* take over device @id, whose process died, instead of making one */
 	bool no_loop;	      /* fuse: the file alone, no loop device on it */
 	const char *run_dir;  /* the program's folder of state, such as /run/ublk-qcow2 */
@@ -54,6 +63,8 @@ struct frontend_ops {
 	const char *(*device)(const struct frontend *f);
 	/* How many queues there are: maybe fewer than were asked for. */
 	unsigned (*queues)(const struct frontend *f);
+	/* "copy", "user-copy", "zero-copy"; NULL if there is but one. */
+	const char *(*data_path)(const struct frontend *f);
 	/* NULL if there are none. */
 	void (*figures)(const struct frontend *f, unsigned queue, struct frontend_figures *out);
 	/*

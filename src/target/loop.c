@@ -299,6 +299,7 @@ static void loop_submit(struct target *t, unsigned queue, struct blk_request *re
 const struct target_ops target_loop = {
 	.name = "loop",
 	.request_bytes = sizeof(struct loop_request),
+	.registered_buffers = true,
 	.open = loop_open,
 	.queue_start = loop_queue_start,
 	.submit = loop_submit,

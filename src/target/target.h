@@ -78,6 +78,7 @@ struct target_limits {
 struct target_ops {
 	const char *name;
 	size_t request_bytes;	 /* private memory for each request; see blk_request.priv */
+	bool registered_buffers; /* most requests need no memory (blk_request.to_memory): worth having */
 
 	/* On error nothing is left open and @err says why. */
 	int (*open)(struct target **out, const struct target_options *opts, struct error *err);

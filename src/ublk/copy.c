@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
-#include "ublk/queue.h"
+#include "ublk/usercopy.h"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -33,9 +33,8 @@ static void populate(char *mem, size_t bytes)
 		((volatile char *)mem)[i] = 0;
 }
 
-static int copy_setup(struct ublk_queue *q, struct error *err)
+int ublk_copy_memory(struct ublk_queue *q, size_t bytes, struct error *err)
 {
-	size_t bytes = (size_t)q->config.depth * q->config.buf_bytes;
 	char *mem = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	if (mem == MAP_FAILED)
@@ -49,26 +48,31 @@ static int copy_setup(struct ublk_queue *q, struct error *err)
 	return 0;
 }
 
-static void copy_teardown(struct ublk_queue *q)
+int ublk_copy_setup(struct ublk_queue *q, struct error *err)
+{
+	return ublk_copy_memory(q, (size_t)q->config.depth * q->config.buf_bytes, err);
+}
+
+void ublk_copy_teardown(struct ublk_queue *q)
 {
 	if (q->path_data)
 		munmap(q->path_data, q->path_bytes);
 	q->path_data = NULL;
 }
 
-static char *buffer(const struct ublk_tag *t)
+void *ublk_copy_buffer(const struct ublk_tag *t)
 {
 	return (char *)t->queue->path_data + (size_t)t->tag * t->queue->config.buf_bytes;
 }
 
 static void copy_arm(struct ublk_tag *t, struct io_uring_sqe *sqe, struct ublk_io_cmd *cmd)
 {
-	cmd->addr = (uintptr_t)buffer(t);
+	cmd->addr = (uintptr_t)ublk_copy_buffer(t);
 }
 
 static int copy_begin(struct ublk_tag *t)
 {
-	t->req.buf = (struct blk_buf){.base = buffer(t)};
+	t->req.buf = (struct blk_buf){.base = ublk_copy_buffer(t)};
 	return 0;
 }
 
@@ -79,8 +83,8 @@ static int copy_end(struct ublk_tag *t, int ret)
 
 const struct ublk_data_path ublk_path_copy = {
 	.name = "copy",
-	.setup = copy_setup,
-	.teardown = copy_teardown,
+	.setup = ublk_copy_setup,
+	.teardown = ublk_copy_teardown,
 	.arm = copy_arm,
 	.begin = copy_begin,
 	.end = copy_end,

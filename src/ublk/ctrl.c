@@ -347,7 +347,7 @@ static int params_call(struct ublk_ctrl *ctrl, uint32_t id, struct ublk_params *
 		.id = id,
 		.queue = UBLK_NO_QUEUE,
 		.buf = params,
-		.len = UBLK_PARAMS_BYTES,
+		.len = params->len,
 		.to_driver = true, /* GET as well: the length it may write */
 		.from_driver = !set,
 		.timeout_ms = QUICK_MS,
@@ -360,10 +360,10 @@ int ublk_ctrl_set_params(struct ublk_ctrl *ctrl, uint32_t id, const struct ublk_
 			 struct error *err)
 {
 	struct ublk_params copy = *params;
-	struct ublk_params got = {.len = UBLK_PARAMS_BYTES};
+	struct ublk_params got = {.len = params->len};
 	int ret;
 
-	assert(params->len == UBLK_PARAMS_BYTES);
+	assert(params->len <= sizeof(*params));
 	ret = params_call(ctrl, id, &copy, true, err);
 	if (!ret)
 		ret = params_call(ctrl, id, &got, false, err);

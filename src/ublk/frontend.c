@@ -44,10 +44,14 @@
 #define DEL_STUCK_MS   5000
 #define QUEUE_HANGS_MS 3000 /* where STOP_DEV has waited in vain already */
 
+/* Memory that goes into the image's I/O as it is: what every storage takes (storage.h, contract 2). */
+#define IMAGE_ALIGN_BYTES 512
+
 struct frontend {
 	struct target *target;
 	struct ublk_ctrl *ctrl;
 	struct ublk_dev_info info; /* as the driver made it */
+	const struct ublk_data_path *path;
 	bool added;	  /* by us: deleted if starting fails, and at the end */
 	bool recovered;
 	int char_fd;
@@ -58,9 +62,34 @@ struct frontend {
 	char device[32];
 };
 
-static const struct ublk_data_path *path_choose(uint64_t features)
+/* Where zero copy is not, the driver's copy is: it costs no system call of its own. */
+static int path_choose(const struct ublk_data_path **out, const struct target *t,
+		       enum frontend_data_path wanted, uint64_t features, struct error *err)
 {
-	return &ublk_path_copy;
+	static const struct ublk_data_path *const paths[] = {
+		[FRONTEND_DATA_COPY] = &ublk_path_copy,
+		[FRONTEND_DATA_USER_COPY] = &ublk_path_user_copy,
+		[FRONTEND_DATA_ZERO_COPY] = &ublk_path_zero_copy,
+	};
+	uint64_t zero = ublk_path_zero_copy.dev_flags;
+
+	if (wanted == FRONTEND_DATA_AUTO)
+		wanted = t->ops->registered_buffers && (features & zero) == zero
+				 ? FRONTEND_DATA_ZERO_COPY
+				 : FRONTEND_DATA_COPY;
+	*out = paths[wanted];
+	if ((features & (*out)->dev_flags) != (*out)->dev_flags)
+		return error_set(err, -EOPNOTSUPP, "the kernel's ublk driver has no %s (%s and later has)",
+				 (*out)->name, wanted == FRONTEND_DATA_ZERO_COPY ? "6.16" : "6.5");
+	return 0;
+}
+
+/* A device that is there has the path that it was made with. */
+static const struct ublk_data_path *path_of(uint64_t dev_flags)
+{
+	if (dev_flags & UBLK_F_AUTO_BUF_REG)
+		return &ublk_path_zero_copy;
+	return dev_flags & UBLK_F_USER_COPY ? &ublk_path_user_copy : &ublk_path_copy;
 }
 
 /* The stride of I/O descriptors in the char device's mapping. */
@@ -71,10 +100,10 @@ static size_t desc_bytes(const struct ublk_dev_info *info)
 	return sizeof(struct ublk_io_desc);
 }
 
-static int device_add(struct frontend *f, const struct frontend_options *opts,
-		      const struct ublk_data_path *path, uint32_t buf_bytes, struct error *err)
+static int device_add(struct frontend *f, const struct frontend_options *opts, uint32_t buf_bytes,
+		      struct error *err)
 {
-	uint64_t flags = UBLK_F_CMD_IOCTL_ENCODE | path->dev_flags;
+	uint64_t flags = UBLK_F_CMD_IOCTL_ENCODE | f->path->dev_flags;
 	int ret;
 
 	if (opts->recovery == FRONTEND_RECOVERY_REISSUE)
@@ -110,6 +139,25 @@ static int device_add(struct frontend *f, const struct frontend_options *opts,
 	return 0;
 }
 
+static int device_make(struct frontend *f, const struct frontend_options *opts, struct error *err)
+{
+	const struct target *t = f->target;
+	struct ublk_params params;
+	uint32_t buf_bytes;
+	int ret = path_choose(&f->path, t, opts->data_path, ublk_ctrl_features(f->ctrl), err);
+
+	if (ret)
+		return ret;
+	buf_bytes = ublk_buf_bytes(opts->queues, f->path->registers ? 1 : opts->depth, &t->limits);
+	ret = ublk_params_build(&params, &t->limits, buf_bytes, err);
+	if (ret)
+		return ret;
+	if (f->path->registers)
+		ublk_params_align(&params, IMAGE_ALIGN_BYTES);
+	ret = device_add(f, opts, buf_bytes, err);
+	return ret ? ret : ublk_ctrl_set_params(f->ctrl, f->info.dev_id, &params, err);
+}
+
 /* The device that another process left. */
 static int device_take_over(struct frontend *f, const struct frontend_options *opts, struct error *err)
 {
@@ -127,11 +175,12 @@ static int device_take_over(struct frontend *f, const struct frontend_options *o
 		return error_set(err, -EINVAL,
 				 "%s has %u queues of %u requests, which is more than was opened for",
 				 f->device, f->info.nr_hw_queues, f->info.queue_depth);
+	f->path = path_of(f->info.flags);
 	f->recovered = true;
 	return 0;
 }
 
-static int queues_start(struct frontend *f, const struct ublk_data_path *path, struct error *err)
+static int queues_start(struct frontend *f, struct error *err)
 {
 	f->queues = calloc(f->info.nr_hw_queues, sizeof(*f->queues));
 	if (!f->queues)
@@ -146,7 +195,7 @@ static int queues_start(struct frontend *f, const struct ublk_data_path *path, s
 			.desc_bytes = desc_bytes(&f->info),
 			.buf_bytes = f->info.max_io_buf_bytes,
 			.target = f->target,
-			.path = path,
+			.path = f->path,
 			.cpus = &cpus,
 			.gone_fd = f->gone_fd,
 		};
@@ -196,14 +245,14 @@ static int block_node_wait(struct frontend *f, struct error *err)
 }
 
 /* From a device that was added to one that serves I/O. */
-static int device_serve(struct frontend *f, const struct ublk_data_path *path, struct error *err)
+static int device_serve(struct frontend *f, struct error *err)
 {
 	int ret;
 
 	f->char_fd = ublk_char_open(f->info.dev_id, err);
 	if (f->char_fd < 0)
 		return f->char_fd;
-	ret = queues_start(f, path, err);
+	ret = queues_start(f, err);
 	if (ret)
 		return ret;
 	if (f->recovered)
@@ -295,15 +344,9 @@ static int options_check(const struct target *t, const struct frontend_options *
 static int ublk_start(struct frontend **out, struct target *t, const struct frontend_options *opts,
 		      struct error *err)
 {
-	uint32_t buf_bytes = ublk_buf_bytes(opts->queues, opts->depth, &t->limits);
-	const struct ublk_data_path *path;
-	struct ublk_params params;
 	struct frontend *f;
-	int ret;
+	int ret = options_check(t, opts, err);
 
-	ret = options_check(t, opts, err);
-	if (!ret)
-		ret = ublk_params_build(&params, &t->limits, buf_bytes, err);
 	if (ret)
 		return ret;
 	f = calloc(1, sizeof(*f));
@@ -320,16 +363,12 @@ static int ublk_start(struct frontend **out, struct target *t, const struct fron
 	ret = ublk_ctrl_open(&f->ctrl, err);
 	if (ret)
 		goto fail;
-	path = path_choose(ublk_ctrl_features(f->ctrl));
-	if (opts->recover) {
+	if (opts->recover)
 		ret = device_take_over(f, opts, err);
-	} else {
-		ret = device_add(f, opts, path, buf_bytes, err);
-		if (!ret)
-			ret = ublk_ctrl_set_params(f->ctrl, f->info.dev_id, &params, err);
-	}
+	else
+		ret = device_make(f, opts, err);
 	if (!ret)
-		ret = device_serve(f, path, err);
+		ret = device_serve(f, err);
 	if (ret)
 		goto fail;
 	*out = f;
@@ -363,6 +402,11 @@ static const char *ublk_device(const struct frontend *f)
 static unsigned ublk_queues(const struct frontend *f)
 {
 	return f->info.nr_hw_queues;
+}
+
+static const char *ublk_data_path(const struct frontend *f)
+{
+	return f->path->name;
 }
 
 static void ublk_figures(const struct frontend *f, unsigned queue, struct frontend_figures *out)
@@ -403,6 +447,7 @@ const struct frontend_ops frontend_ublk = {
 	.id = ublk_id,
 	.device = ublk_device,
 	.queues = ublk_queues,
+	.data_path = ublk_data_path,
 	.figures = ublk_figures,
 	.gone_fd = ublk_gone_fd,
 	.busy = ublk_busy,

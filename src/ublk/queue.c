@@ -129,15 +129,35 @@ static void tag_commit(struct ublk_tag *t, int ret)
 	check_drained(q);
 }
 
+static void tag_end(struct ublk_tag *t, int ret)
+{
+	struct ublk_queue *q = t->queue;
+	const struct ublk_data_path *path = q->config.path;
+
+	if (t->req.op == BLK_READ || t->req.op == BLK_WRITE)
+		ret = path->end(t, ret);
+	tag_commit(t, ret);
+	if (path->ended)
+		path->ended(q);
+}
+
 static void request_complete(struct blk_request *req, int ret)
 {
 	struct ublk_tag *t = container_of(req, struct ublk_tag, req);
 
 	assert(loop_self() == t->queue->loop);
 	assert(ret <= 0);
-	if (req->op == BLK_READ || req->op == BLK_WRITE)
-		ret = t->queue->config.path->end(t, ret);
-	tag_commit(t, ret);
+	tag_end(t, ret);
+}
+
+void ublk_tag_begun(struct ublk_tag *t, int ret)
+{
+	struct ublk_queue *q = t->queue;
+
+	if (ret)
+		tag_end(t, ret);
+	else
+		q->config.target->ops->submit(q->config.target, q->config.queue, &t->req);
 }
 
 static void count_request(struct ublk_queue *q, unsigned op)
@@ -172,12 +192,15 @@ static void tag_fetched(struct loop_op *op, int res, uint32_t cqe_flags)
 			"sectors: %s",
 			q->config.dev_id, desc->op_flags, (unsigned long long)desc->start_sector,
 			desc->nr_sectors, strerror(-ret));
-	else if (t->req.op == BLK_READ || t->req.op == BLK_WRITE)
-		ret = q->config.path->begin(t);
-	if (ret)
+	t->op_flags = desc->op_flags;
+	if (ret) {
 		tag_commit(t, ret);
-	else
-		target->ops->submit(target, q->config.queue, &t->req);
+		return;
+	}
+	if (t->req.op == BLK_READ || t->req.op == BLK_WRITE)
+		ret = q->config.path->begin(t);
+	if (ret != UBLK_BEGIN_LATER)
+		ublk_tag_begun(t, ret);
 }
 
 /* ---- the thread ---- */

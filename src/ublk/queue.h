@@ -32,6 +32,7 @@ struct ublk_tag;
 struct ublk_data_path {
 	const char *name;
 	uint64_t dev_flags; /* UBLK_F_ that ADD_DEV must grant */
+	bool registers;	    /* payloads lie in registered buffers */
 	/* Before the first fetch; on error teardown is called all the same. */
 	int (*setup)(struct ublk_queue *q, struct error *err);
 	void (*teardown)(
@@ -39,13 +40,20 @@ struct ublk_data_path {
 	/* Completes a FETCH or COMMIT_AND_FETCH, which is filled in but for where the payload goes.
 	 */
 	void (*arm)(struct ublk_tag *t, struct io_uring_sqe *sqe, struct ublk_io_cmd *cmd);
-	/* A READ or WRITE came in: sets req.buf. An error ends the request. */
+	/*
+	 * A READ or WRITE came in: sets req.buf. An error ends the request; UBLK_BEGIN_LATER:
+	 * ublk_tag_begun() is called when it is set, maybe it has been.
+	 */
 	int (*begin)(struct ublk_tag *t);
 	/* The target is done with it; returns the result to commit, @ret or an error of its own. */
 	int (*end)(struct ublk_tag *t, int ret);
+	/* Some request's result has been committed. May be NULL. */
+	void (*ended)(struct ublk_queue *q);
 };
 
-extern const struct ublk_data_path ublk_path_copy;
+#define UBLK_BEGIN_LATER 1
+
+extern const struct ublk_data_path ublk_path_copy, ublk_path_user_copy, ublk_path_zero_copy;
 
 enum ublk_tag_state {
 	UBLK_TAG_FETCHING, /* a command is in the driver's hands */
@@ -59,6 +67,12 @@ struct ublk_tag {
 	struct ublk_queue *queue;
 	uint16_t tag;
 	enum ublk_tag_state state;
+	uint32_t op_flags; /* of the request's descriptor */
+
+	/* zerocopy.c */
+	struct list list; /* waits for memory */
+	void (*memory_ready)(struct blk_request *req, int ret);
+	int large; /* number of the buffer that it has; -1: none */
 };
 
 struct ublk_queue_config {
@@ -101,7 +115,7 @@ struct ublk_queue {
 	bool queue_started;    /* the target's */
 	struct loop_timer grace;
 	struct loop_msg stop_msg, abandon_msg;
-	void *path_data; /* the data path's */
+	void *path_data, *path_state; /* the data path's */
 	size_t path_bytes;
 
 	/* Under the lock. */
@@ -124,6 +138,9 @@ static inline struct ublk_tag *ublk_queue_tag(const struct ublk_queue *q, unsign
 {
 	return (struct ublk_tag *)(q->tags + tag * q->tag_stride);
 }
+
+/* For data paths: see begin(). */
+void ublk_tag_begun(struct ublk_tag *t, int ret);
 
 /* Starts the thread and the target's queue; returns when its fetches are on their way. */
 int ublk_queue_start(struct ublk_queue **out, const struct ublk_queue_config *config,

@@ -96,6 +96,14 @@ int ublk_params_build(struct ublk_params *p, const struct target_limits *l, uint
 	return 0;
 }
 
+void ublk_params_align(struct ublk_params *p, uint32_t memory_bytes)
+{
+	assert(is_pow2(memory_bytes));
+	p->len = UBLK_PARAMS_DMA_BYTES;
+	p->types |= UBLK_PARAM_DMA;
+	p->dma.alignment = memory_bytes - 1;
+}
+
 int ublk_params_check(const struct ublk_params *want, const struct ublk_params *got,
 		      struct error *err)
 {
@@ -108,6 +116,8 @@ int ublk_params_check(const struct ublk_params *want, const struct ublk_params *
 	else if ((want->types & UBLK_PARAM_DISCARD) &&
 		 memcmp(&got->discard, &want->discard, sizeof(want->discard)) != 0)
 		what = "discard";
+	else if ((want->types & UBLK_PARAM_DMA) && want->dma.alignment != got->dma.alignment)
+		what = "dma";
 	if (!what)
 		return 0;
 	return error_set(err, -EPROTO, "the ublk driver did not keep the parameters (%s)", what);

@@ -17,6 +17,9 @@
 int ublk_params_build(struct ublk_params *params, const struct target_limits *limits,
 		      uint32_t buf_bytes, struct error *err) must_check;
 
+/* Requests' memory is to be aligned to @memory_bytes, as I/O is done with it. */
+void ublk_params_align(struct ublk_params *params, uint32_t memory_bytes);
+
 /* Whether what the driver kept is what it was given; says what is not. */
 int ublk_params_check(const struct ublk_params *want, const struct ublk_params *got,
 		      struct error *err) must_check;

@@ -131,28 +131,39 @@ struct ublk_param_discard {
 	uint16_t reserved;
 };
 
+struct ublk_param_dma {
+	uint32_t alignment; /* of memory, less one: a mask */
+	uint32_t pad;
+};
+
 #define UBLK_PARAM_BASIC   (1u << 0)
 #define UBLK_PARAM_DISCARD (1u << 1)
+#define UBLK_PARAM_DMA	   (1u << 4)
 
 /*
- * The kernel's structure goes on after this (device numbers, zones, DMA alignment, segments,
- * integrity); what `types` does not name need not be sent, and every kernel takes a shorter one.
+ * The kernel's structure goes on after this (segments, integrity); what `types` does not name need not be
+ * sent, and every kernel takes a shorter one.
  */
 struct ublk_params {
 	uint32_t len;
 	uint32_t types;
 	struct ublk_param_basic basic;
 	struct ublk_param_discard discard;
-	uint32_t tail; /* up to the alignment; the first of the device numbers in the kernel's */
+	uint32_t devt[4], zoned[8]; /* not used */
+	struct ublk_param_dma dma;
+	uint32_t tail; /* up to the alignment */
 };
 static_assert(sizeof(struct ublk_param_basic) == 32, "");
 static_assert(sizeof(struct ublk_param_discard) == 20, "");
 static_assert(offsetof(struct ublk_params, basic) == 8, "");
 static_assert(offsetof(struct ublk_params, discard) == 40, "");
-static_assert(offsetof(struct ublk_params, tail) == 60, "");
-static_assert(sizeof(struct ublk_params) == 64, "");
+static_assert(offsetof(struct ublk_params, devt) == 60, "");
+static_assert(offsetof(struct ublk_params, dma) == 108, "");
+static_assert(offsetof(struct ublk_params, tail) == 116, "");
 
-#define UBLK_PARAMS_BYTES offsetof(struct ublk_params, tail)
+/* How much of it is sent: up to the discards, which every kernel has, or with all that is above. */
+#define UBLK_PARAMS_BYTES     offsetof(struct ublk_params, devt)
+#define UBLK_PARAMS_DMA_BYTES offsetof(struct ublk_params, tail)
 
 /* ---- I/O commands and descriptors ---- */
 
@@ -169,8 +180,13 @@ enum ublk_io_op {
 };
 
 /* Bits of op_flags, whose low byte is the operation. */
-#define UBLK_IO_FUA	(1u << 13)
-#define UBLK_IO_NOUNMAP (1u << 15)
+#define UBLK_IO_FUA	     (1u << 13)
+#define UBLK_IO_NOUNMAP	     (1u << 15)
+#define UBLK_IO_NEED_REG_BUF (1u << 17) /* registering its pages has failed */
+
+/* What stands in the address of a fetch with UBLK_F_AUTO_BUF_REG: a slot of the ring's table, and flags. */
+#define UBLK_AUTO_BUF_REG(index, flags) ((uint64_t)(flags) << 16 | (uint16_t)(index))
+#define UBLK_AUTO_BUF_REG_FALLBACK	1 /* a request that cannot be registered comes all the same */
 
 /* Sectors are of 512 bytes whatever the logical block size. */
 struct ublk_io_desc {

@@ -38,6 +38,8 @@ struct ublkdev_queue {
 
 struct ublkdev_request {
 	struct blk_request *req;
+	struct ublkdev *dev;
+	void (*memory)(struct ublkdev_request *r, int ret); /* the program's */
 	struct ublkdev_queue *queue;
 	struct loop_msg msg;
 	int result;
@@ -89,15 +91,29 @@ static int forward_queue_start(struct target *t, unsigned queue, struct loop *lo
 	return 0;
 }
 
+static void submit_in_memory(struct blk_request *req, int ret)
+{
+	struct ublkdev_request *r = req->priv;
+
+	if (ret)
+		blk_request_complete(req, ret);
+	else
+		r->dev->ops->submit(r->dev->data, r->queue, r);
+}
+
 static void forward_submit(struct target *t, unsigned queue, struct blk_request *req)
 {
 	struct ublkdev *dev = self(t);
 	struct ublkdev_request *r = req->priv;
 
 	r->req = req;
+	r->dev = dev;
 	r->queue = &dev->queues[queue];
 	r->data_bytes = dev->ops->request_bytes;
-	dev->ops->submit(dev->data, r->queue, r);
+	if (blk_request_registered(req) && !dev->ops->registered_buffers)
+		req->to_memory(req, submit_in_memory);
+	else
+		submit_in_memory(req, 0);
 }
 
 static void forward_queue_stop(struct target *t, unsigned queue)
@@ -145,6 +161,29 @@ uint64_t ublkdev_request_length(const struct ublkdev_request *r)
 void *ublkdev_request_buffer(const struct ublkdev_request *r)
 {
 	return r->req->op == BLK_READ || r->req->op == BLK_WRITE ? r->req->buf.base : NULL;
+}
+
+int ublkdev_request_buffer_index(const struct ublkdev_request *r)
+{
+	return blk_request_registered(r->req) ? (int)r->req->buf.fixed_index : -1;
+}
+
+static void memory_ready(struct blk_request *req, int ret)
+{
+	struct ublkdev_request *r = req->priv;
+
+	r->memory(r, ret);
+}
+
+void ublkdev_request_to_memory(struct ublkdev_request *r,
+			       void (*ready)(struct ublkdev_request *r, int result))
+{
+	assert(loop_self() == r->queue->loop);
+	r->memory = ready;
+	if (blk_request_registered(r->req))
+		r->req->to_memory(r->req, memory_ready);
+	else
+		ready(r, 0);
 }
 
 void *ublkdev_request_data(const struct ublkdev_request *r)
@@ -277,6 +316,12 @@ static void device_free(struct ublkdev *dev)
 	free(dev);
 }
 
+static_assert((int)UBLKDEV_DATA_AUTO == FRONTEND_DATA_AUTO &&
+		      (int)UBLKDEV_DATA_COPY == FRONTEND_DATA_COPY &&
+		      (int)UBLKDEV_DATA_USER_COPY == FRONTEND_DATA_USER_COPY &&
+		      (int)UBLKDEV_DATA_ZERO_COPY == FRONTEND_DATA_ZERO_COPY,
+	      "the public names are the internal ones");
+
 int ublkdev_start(struct ublkdev **out, const struct ublkdev_ops *ops, void *data,
 		  const struct ublkdev_options *options, struct ublkdev_error *text)
 {
@@ -284,6 +329,7 @@ int ublkdev_start(struct ublkdev **out, const struct ublkdev_ops *ops, void *dat
 		.id = options->id,
 		.queues = options->queues ? options->queues : 1,
 		.depth = options->depth ? options->depth : DEFAULT_DEPTH,
+		.data_path = (enum frontend_data_path)options->data_path,
 		.name = ops->name,
 	};
 	struct ublkdev *dev = calloc(1, sizeof(*dev));
@@ -299,6 +345,7 @@ int ublkdev_start(struct ublkdev **out, const struct ublkdev_ops *ops, void *dat
 	dev->target_ops = forward_ops;
 	dev->target_ops.name = ops->name;
 	dev->target_ops.request_bytes = REQUEST_HEAD + ops->request_bytes;
+	dev->target_ops.registered_buffers = ops->registered_buffers;
 	dev->target.ops = &dev->target_ops;
 	dev->nr_queues = opts.queues;
 	dev->depth = opts.depth;

@@ -3,7 +3,7 @@
  * ublk-serve.c: a target on a ublk device, in the foreground: the front end and the targets without
  * the daemon around them, for tests.
  *
- *	ublk-serve [-r] [-b] [-q QUEUES] [-d DEPTH] [-i ID] [-s SIZE_BYTES] TARGET [PATH]
+ *	ublk-serve [-r] [-b] [-p DATA_PATH] [-q QUEUES] [-d DEPTH] [-i ID] [-s SIZE_BYTES] TARGET [PATH]
  *
  * -r read only, -b through the page cache. Prints the device's path when it is usable; ends at
  * SIGTERM or when the device is gone, whether it is in use or not. At SIGUSR2 the device gets the size in
@@ -154,7 +154,7 @@ static int log_map(const char *path, struct target_recovery *recovery)
 static int usage(void)
 {
 	fprintf(stderr,
-		"usage: ublk-serve [-rbRT] [-L LOG] [-q QUEUES] [-d DEPTH] [-i ID] [-s SIZE] TARGET [PATH]\n"
+		"usage: ublk-serve [-rbRT] [-L LOG] [-p DATA_PATH] [-q QUEUES] [-d DEPTH] [-i ID] [-s SIZE] TARGET [PATH]\n"
 		"       ublk-serve list | del ID | busy DEVICE\n");
 	return 2;
 }
@@ -175,7 +175,7 @@ int main(int argc, char **argv)
 		return del(argv[2]);
 	if (argc == 3 && !strcmp(argv[1], "busy"))
 		return busy(argv[2]);
-	while ((opt = getopt(argc, argv, "rbRTL:q:d:i:s:")) != -1) {
+	while ((opt = getopt(argc, argv, "rbRTL:p:q:d:i:s:")) != -1) {
 		switch (opt) {
 		case 'R':
 			fopts.recovery = FRONTEND_RECOVERY_REISSUE;
@@ -187,6 +187,12 @@ int main(int argc, char **argv)
 			if (log_map(optarg, &recovery))
 				return 1;
 			topts.recovery = &recovery;
+			break;
+		case 'p':
+			fopts.data_path = !strcmp(optarg, "copy")	 ? FRONTEND_DATA_COPY
+					  : !strcmp(optarg, "user-copy") ? FRONTEND_DATA_USER_COPY
+					  : !strcmp(optarg, "zero-copy") ? FRONTEND_DATA_ZERO_COPY
+									 : FRONTEND_DATA_AUTO;
 			break;
 		case 'r':
 			topts.read_only = true;

@@ -3,13 +3,15 @@
  * Proves, with real threads, that the qcow2 target serves several queues at once as a front end drives
  * them: each writes blocks of its own between those of its neighbours, in clusters that they share, and
  * reads them back; queues stop from the last to the first while the others are busy. Run with TSAN=1 it
- * shows that they do not race.
+ * shows that they do not race. The same with payloads in registered buffers, which the target may look at
+ * only when it has asked for memory.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <setjmp.h>
+#include <stdatomic.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -19,6 +21,7 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+#include <liburing.h>
 
 #include "base/math.h"
 #include "qcow2.h"
@@ -39,6 +42,10 @@ struct request {
 	uint64_t block; /* of the queue's */
 	bool verify;
 	unsigned char *buf;
+	/* registered buffers: what stands in for memory, and who waits for it */
+	unsigned char *memory;
+	void (*ready)(struct blk_request *req, int ret);
+	struct loop_msg ready_msg;
 };
 
 struct queue {
@@ -57,6 +64,8 @@ struct queue {
 };
 
 static struct target *target;
+static bool registered;
+static atomic_uint memory_asked;
 static struct queue queues[QUEUES];
 
 static uint64_t rnd(struct queue *q)
@@ -76,6 +85,8 @@ static void request_done(struct blk_request *req, int ret)
 
 	assert_int_equal(ret, 0);
 	assert_ptr_equal(loop_self(), q->loop);
+	if (registered && req->op == BLK_READ && req->buf.base)
+		memcpy(r->buf, r->memory, BLOCK);
 	if (req->op == BLK_READ)
 		for (unsigned i = 0; i < BLOCK; i++)
 			assert_int_equal(r->buf[i], q->written[r->block]);
@@ -86,6 +97,31 @@ static void request_done(struct blk_request *req, int ret)
 		request_next(r);
 	else if (!q->inflight)
 		loop_stop(q->loop);
+}
+
+static void memory_give(struct loop_msg *msg)
+{
+	struct request *r = container_of(msg, struct request, ready_msg);
+
+	r->req.buf = (struct blk_buf){.base = r->memory};
+	if (r->req.op == BLK_WRITE)
+		memcpy(r->memory, r->buf, BLOCK);
+	r->ready(&r->req, 0);
+}
+
+/* At once, or later. */
+static void to_memory(struct blk_request *req, void (*ready)(struct blk_request *req, int ret))
+{
+	struct request *r = container_of(req, struct request, req);
+
+	assert_null(req->buf.base);
+	atomic_fetch_add(&memory_asked, 1);
+	r->ready = ready;
+	r->ready_msg.fn = memory_give;
+	if (rnd(r->queue) % 2)
+		memory_give(&r->ready_msg);
+	else
+		loop_post(r->queue->loop, &r->ready_msg);
 }
 
 static void request_next(struct request *r)
@@ -103,6 +139,11 @@ static void request_next(struct request *r)
 	req->offset_bytes = (r->block * QUEUES + q->index) * BLOCK;
 	req->len_bytes = BLOCK;
 	req->buf = (struct blk_buf){.base = r->buf};
+	if (registered)
+		/* of registered memory the offset is its address */
+		req->buf = (struct blk_buf){.fixed_index = (uint32_t)(r - q->requests),
+					    .fixed_offset = (uintptr_t)r->buf};
+	req->to_memory = registered ? to_memory : NULL;
 	if (what < 8) {
 		req->op = BLK_READ;
 	} else if (what < 14) {
@@ -134,6 +175,7 @@ static void *queue_thread(void *arg)
 		.sq_entries = 64,
 		.coroutines = target->ops->coroutines(target, q->index),
 	};
+	struct iovec iov[DEPTH];
 	struct error err = {0};
 
 	memset(privs, 0, DEPTH * priv);
@@ -144,9 +186,13 @@ static void *queue_thread(void *arg)
 
 		r->queue = q;
 		r->buf = q->bufs + (size_t)i * BLOCK;
+		r->memory = q->bufs + (size_t)(DEPTH + i) * BLOCK;
+		iov[i] = (struct iovec){r->buf, BLOCK};
 		r->req.complete = request_done;
 		r->req.priv = privs + i * priv;
 	}
+	if (registered)
+		assert_int_equal(io_uring_register_buffers(loop_ring(q->loop), iov, DEPTH), 0);
 	sem_post(&q->started);
 	assert_int_equal(loop_run(q->loop), 0);
 	target->ops->queue_stop(target, q->index);
@@ -176,7 +222,7 @@ static void image_make(const char *path)
 	storage_close(st);
 }
 
-static void test_queues_at_once(void **state)
+static void run_queues(void)
 {
 	char path[] = "/tmp/test_target_queues.XXXXXX";
 	struct target_options opts = {.path = path, .queues = QUEUES, .depth = DEPTH};
@@ -191,9 +237,9 @@ static void test_queues_at_once(void **state)
 	for (unsigned i = 0; i < QUEUES; i++) {
 		struct queue *q = &queues[i];
 
-		q->index = i;
+		*q = (struct queue){.index = i};
 		q->seed = 88172645463325252ull + i;
-		q->bufs = aligned_alloc(4096, DEPTH * BLOCK);
+		q->bufs = aligned_alloc(4096, 2 * DEPTH * BLOCK);
 		sem_init(&q->started, 0, 0);
 		assert_int_equal(pthread_create(&q->thread, NULL, queue_thread, q), 0);
 		sem_wait(&q->started); /* one after the other, the earlier ones at work */
@@ -215,10 +261,24 @@ static void test_queues_at_once(void **state)
 	unlink(path);
 }
 
+static void test_queues_at_once(void **state)
+{
+	run_queues();
+}
+
+static void test_registered_buffers(void **state)
+{
+	registered = true;
+	run_queues();
+	print_message("memory was asked for %u times\n", memory_asked);
+	assert_true(memory_asked > 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_queues_at_once),
+		cmocka_unit_test(test_registered_buffers),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -38,6 +38,7 @@ enum {
 	OPT_RECOVERY,
 	OPT_WRITEBACK_DELAY,
 	OPT_DATA_PATH,
+	OPT_NO_PART_SCAN,
 	OPT_BACKING_DIR,
 	OPT_BACKING_ANY,
 	OPT_DISCARD,
@@ -54,6 +55,7 @@ static const struct option long_options[] = {
 	{"id", required_argument, NULL, OPT_ID},
 	{"cache", required_argument, NULL, OPT_CACHE},
 	{"cache-size", required_argument, NULL, OPT_CACHE_SIZE},
+	{"no-part-scan", no_argument, NULL, OPT_NO_PART_SCAN},
 	{"no-loop", no_argument, NULL, OPT_NO_LOOP},
 	{"foreground", no_argument, NULL, OPT_FOREGROUND},
 	{"size", required_argument, NULL, OPT_SIZE},
@@ -114,6 +116,19 @@ static int detect_zeroes_set(const struct cli_command *cmd, struct add *add, con
 	return cli_usage(cmd, "--detect-zeroes is off, on or unmap, not '%s'", value);
 }
 
+static int recovery_set(const struct cli_command *cmd, struct add *add, const char *policy)
+{
+	if (strcmp(policy, "reissue") == 0)
+		add->config.recovery = FRONTEND_RECOVERY_REISSUE;
+	else if (strcmp(policy, "fail") == 0)
+		add->config.recovery = FRONTEND_RECOVERY_FAIL;
+	else if (strcmp(policy, "off") == 0)
+		add->config.recovery = FRONTEND_RECOVERY_OFF;
+	else
+		return cli_usage(cmd, "--recovery is reissue, fail or off, not '%s'", policy);
+	return CLI_OK;
+}
+
 static int data_path_set(const struct cli_command *cmd, struct add *add, const char *name)
 {
 	static const char *const names[] = {
@@ -163,6 +178,9 @@ static int option_set(const struct cli_command *cmd, struct add *add, int option
 		if (!o->cache_size_bytes)
 			return cli_usage(cmd, "--cache-size is more than 0");
 		break;
+	case OPT_NO_PART_SCAN:
+		add->config.no_part_scan = true;
+		break;
 	case OPT_NO_LOOP:
 		add->config.no_loop = true;
 		break;
@@ -170,11 +188,7 @@ static int option_set(const struct cli_command *cmd, struct add *add, int option
 		add->foreground = true;
 		break;
 	case OPT_RECOVERY:
-		if (strcmp(value, "reissue") != 0 && strcmp(value, "off") != 0)
-			return cli_usage(cmd, "--recovery is reissue or off, not '%s'", value);
-		add->config.recovery = strcmp(value, "off") ? FRONTEND_RECOVERY_REISSUE
-							    : FRONTEND_RECOVERY_OFF;
-		break;
+		return recovery_set(cmd, add, value);
 	case OPT_DATA_PATH:
 		return data_path_set(cmd, add, value);
 	case OPT_WRITEBACK_DELAY:
@@ -371,7 +385,8 @@ const struct cli_command cli_command_add = {
 		"      --cache-size BYTES   bound of the memory for the image's metadata\n"
 		"      --writeback-delay MS how long changed metadata stays in memory without a flush (1000)\n"
 		"      --recovery POLICY    what a killed daemon means for the device (ublk, in the background):\n"
-		"                           reissue: another one goes on; off: it goes away (reissue)\n"
+		"                           reissue: another one goes on; fail: the same, and I/O fails until then;\n"
+		"                           off: it goes away (reissue)\n"
 		"      --discard MODE       unmap: DISCARD gives clusters and the file's space back; ignore: neither\n"
 		"                           DISCARD nor zeros written do (unmap)\n"
 		"      --detect-zeroes MODE a write of zeros is: off: a write; on: a WRITE_ZEROES that keeps the\n"
@@ -380,6 +395,7 @@ const struct cli_command cli_command_add = {
 		"                           not only to IMAGE's own folder and below; may be repeated\n"
 		"      --backing-any        names in IMAGE may lead anywhere\n"
 		"      --backing-format FMT raw or qcow2: for images that do not say what their backing file is\n"
+		"      --no-part-scan       do not look for partitions on the device\n"
 		"      --no-loop            fuse: leave a raw file, without a loop device on it; needs no root\n"
 		"      --size BYTES         size of the null target\n"
 		"      --foreground         stay, and log to standard error\n"

@@ -338,6 +338,8 @@ static int device_start(struct daemon *d, struct daemon_report *report, struct e
 		.no_loop = d->config.no_loop,
 		.recovery = supervision ? d->config.recovery : FRONTEND_RECOVERY_OFF,
 		.data_path = d->config.data_path,
+		.no_part_scan = d->config.no_part_scan,
+		.wait_partitions = true,
 		.recover = supervision && supervision->replay,
 		.run_dir = d->dir.path,
 		.name = slash ? slash + 1 : d->config.target->name,

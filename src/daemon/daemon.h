@@ -21,6 +21,7 @@ struct daemon_config {
 	const struct frontend_ops *frontend;  /* NULL: ublk if it is there, else fuse */
 	int id;				      /* -1: any */
 	bool no_loop;
+	bool no_part_scan;
 	/*
 	 * Whether a device whose daemon is killed waits for another one; only in the background and
 	 * with a front end that can, otherwise it goes away.

@@ -42,11 +42,11 @@
 
 #include "base/log.h"
 #include "base/math.h"
-#include "fuse/child.h"
 #include "fuse/loopdev.h"
 #include "fuse/rundir.h"
 #include "fuse/session.h"
 #include "ring/loop.h"
+#include "target/child.h"
 
 enum {
 	DEPTH_MAX = 512,
@@ -70,6 +70,7 @@ struct frontend {
 	struct rundir dir;
 	bool mounted;
 	bool with_loop;
+	bool part_scan;
 	int claim_fd; /* on the loop device, until it is bound; -1: none */
 	bool bound;
 	uint64_t loop_seq; /* of the loop device's use for this */
@@ -295,6 +296,7 @@ static int loop_bind(struct frontend *f, struct error *err)
 				.block_bytes = limits->logical_block_bytes,
 				.size_bytes = limits->size_bytes,
 				.read_only = limits->read_only,
+				.part_scan = f->part_scan,
 			},
 	};
 	struct child child;
@@ -447,6 +449,7 @@ static int fuse_start(struct frontend **out, struct target *t, const struct fron
 		return error_set(err, -ENOMEM, "out of memory");
 	f->target = t;
 	f->with_loop = !opts->no_loop;
+	f->part_scan = !opts->no_part_scan;
 	f->claim_fd = -1;
 	f->dir.state_fd = -1;
 	pthread_mutex_init(&f->lock, NULL);

@@ -165,7 +165,8 @@ int loopdev_bind(int claim_fd, int number, const struct loopdev_params *params, 
 	struct loop_config config = {
 		.fd = (uint32_t)fd,
 		.block_size = params->block_bytes,
-		.info.lo_flags = LO_FLAGS_DIRECT_IO | LO_FLAGS_PARTSCAN |
+		.info.lo_flags = LO_FLAGS_DIRECT_IO |
+				 (params->part_scan ? LO_FLAGS_PARTSCAN : 0) |
 				 (params->read_only ? LO_FLAGS_READ_ONLY : 0),
 	};
 	struct stat st;

@@ -32,6 +32,7 @@ struct loopdev_params {
 	uint32_t block_bytes;
 	uint64_t size_bytes; /* what must come out */
 	bool read_only;
+	bool part_scan; /* partitions are looked for */
 };
 
 /* Opens the file and binds the device to it. @claim_fd is from loopdev_claim(), and stays the

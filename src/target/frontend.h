@@ -17,6 +17,7 @@ struct frontend;
 enum frontend_recovery {
 	FRONTEND_RECOVERY_OFF,	   /* it goes away */
 	FRONTEND_RECOVERY_REISSUE, /* it waits for another process, which gets the I/O in flight again */
+	FRONTEND_RECOVERY_FAIL,	   /* the same, but I/O fails until that process is there */
 };
 
 /* How the payload of requests gets from the kernel to the target and back. */
@@ -34,6 +35,8 @@ struct frontend_options {
 	enum frontend_recovery recovery; /* what the front end cannot do is left out */
 	enum frontend_data_path data_path; /* a front end that has one alone ignores it */
 	bool recover;	      /* take over device @id, whose process died, instead of making one */
+	bool no_part_scan;    /* partitions are not looked for */
+	bool wait_partitions; /* start() returns when their nodes are there, too */
 	bool no_loop;	      /* fuse: the file alone, no loop device on it */
 	const char *run_dir;  /* the program's folder of state, such as /run/ublk-qcow2 */
 	const char *name;     /* the image's base name, for the FUSE file; "null" if there is none */

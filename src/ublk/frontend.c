@@ -3,7 +3,7 @@
  * frontend.c: a target as /dev/ublkbN (see target/frontend.h).
  *
  * Starting: add the device, set its parameters, open its char device, start the queues one after
- * the other, START_DEV, wait for the block device's node.
+ * the other, START_DEV, wait for the block device's node and, if that is asked for, its partitions.
  *
  * Ending, in the order that neither hangs nor loses anything: STOP_DEV while the queues serve, so
  * that I/O in flight and what is in the page cache of the device's openers gets done; the queues
@@ -24,22 +24,28 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "base/log.h"
 #include "base/math.h"
+#include "target/child.h"
 #include "ublk/ctrl.h"
 #include "ublk/queue.h"
 #include "ublk/request.h"
 #include "ublk/ublk.h"
 
 #define NODE_MS	       10000
+#define SCAN_TRIES     200   /* at 5 ms each, for the kernel to begin with it */
+#define SCAN_MS	       30000 /* for the partitions to be read, through the target */
 #define QUEUE_STOP_MS  30000 /* for the target's own end: the driver has no more requests */
 #define DEL_STUCK_MS   5000
 #define QUEUE_HANGS_MS 3000 /* where STOP_DEV has waited in vain already */
@@ -58,6 +64,8 @@ struct frontend {
 	int gone_fd;
 	struct ublk_queue **queues;
 	unsigned nr_queues; /* started */
+	bool scan;	    /* a child waits to read the partitions */
+	struct child scan_child;
 	bool stuck;	    /* a queue had to be abandoned */
 	char device[32];
 };
@@ -100,15 +108,40 @@ static size_t desc_bytes(const struct ublk_dev_info *info)
 	return sizeof(struct ublk_io_desc);
 }
 
+/* What the device is to be able to do, which this kernel's driver has to. */
+static int device_flags(const struct frontend *f, const struct frontend_options *opts, uint64_t *flags,
+			struct error *err)
+{
+	uint64_t features = ublk_ctrl_features(f->ctrl);
+
+	*flags = UBLK_F_CMD_IOCTL_ENCODE | f->path->dev_flags;
+	if (opts->recovery != FRONTEND_RECOVERY_OFF)
+		*flags |= UBLK_F_USER_RECOVERY;
+	if (opts->recovery == FRONTEND_RECOVERY_REISSUE)
+		*flags |= UBLK_F_USER_RECOVERY_REISSUE;
+	if (opts->recovery == FRONTEND_RECOVERY_FAIL)
+		*flags |= UBLK_F_USER_RECOVERY_FAIL_IO;
+	if (*flags & UBLK_F_USER_RECOVERY_FAIL_IO & ~features)
+		return error_set(err, -EOPNOTSUPP,
+				 "the kernel's ublk driver cannot fail I/O while it waits for recovery (6.13 "
+				 "and later can)");
+	if (opts->no_part_scan)
+		*flags |= UBLK_F_NO_AUTO_PART_SCAN;
+	if (*flags & UBLK_F_NO_AUTO_PART_SCAN & ~features)
+		return error_set(err, -EOPNOTSUPP,
+				 "the kernel's ublk driver always looks for partitions (7.0 and later can be "
+				 "told not to)");
+	return 0;
+}
+
 static int device_add(struct frontend *f, const struct frontend_options *opts, uint32_t buf_bytes,
 		      struct error *err)
 {
-	uint64_t flags = UBLK_F_CMD_IOCTL_ENCODE | f->path->dev_flags;
-	int ret;
+	uint64_t flags;
+	int ret = device_flags(f, opts, &flags, err);
 
-	if (opts->recovery == FRONTEND_RECOVERY_REISSUE)
-		flags |= UBLK_F_USER_RECOVERY | UBLK_F_USER_RECOVERY_REISSUE;
-
+	if (ret)
+		return ret;
 	f->info = (struct ublk_dev_info){
 		.nr_hw_queues = (uint16_t)opts->queues,
 		.queue_depth = (uint16_t)opts->depth,
@@ -244,6 +277,59 @@ static int block_node_wait(struct frontend *f, struct error *err)
 	}
 }
 
+/* ---- partitions ---- */
+
+/*
+ * From 6.19 on, START_DEV leaves them to a worker of the kernel, and until that has begun they are
+ * suppressed (EINVAL). Looking for them once more is what can be waited for. EBUSY: somebody has one open
+ * already.
+ */
+static int partitions_read(void *arg, struct error *err)
+{
+	const struct frontend *f = arg;
+	struct timespec pause = {.tv_nsec = 5000000};
+	int fd = open(f->device, O_RDONLY | O_CLOEXEC), ret = 0;
+
+	if (fd < 0)
+		return error_set(err, -errno, "%s", strerror(errno));
+	for (unsigned i = 0; i < SCAN_TRIES && ioctl(fd, BLKRRPART, 0) < 0; i++) {
+		ret = errno == EBUSY ? 0 : -errno;
+		if (errno != EINVAL)
+			break;
+		nanosleep(&pause, NULL);
+	}
+	close(fd);
+	return ret ? error_set(err, ret, "%s", strerror(-ret)) : 0;
+}
+
+/* Before the char device is open: a child must have nothing of it (child.h). */
+static int scan_prepare(struct frontend *f, const struct frontend_options *opts, struct error *err)
+{
+	int ret;
+
+	f->scan = opts->wait_partitions && !opts->no_part_scan && !opts->recover;
+	if (!f->scan)
+		return 0;
+	ret = child_start(&f->scan_child, partitions_read, f, -1, err);
+	f->scan = !ret;
+	return ret;
+}
+
+/* A disk whose partitions cannot be read is a disk all the same. */
+static void scan_finish(struct frontend *f)
+{
+	struct error err = {0};
+	int ret;
+
+	if (!f->scan)
+		return;
+	f->scan = false;
+	ret = child_finish(&f->scan_child, SCAN_MS, &err);
+	if (ret)
+		log_warn("%s: whether it has partitions is not known yet: %s", f->device,
+			 error_text(&err, ret));
+}
+
 /* From a device that was added to one that serves I/O. */
 static int device_serve(struct frontend *f, struct error *err)
 {
@@ -262,7 +348,10 @@ static int device_serve(struct frontend *f, struct error *err)
 	if (ret)
 		return ret;
 	f->added = true;
-	return block_node_wait(f, err);
+	ret = block_node_wait(f, err);
+	if (!ret)
+		scan_finish(f);
+	return ret;
 }
 
 /* Ends every queue, the last one first; notes whether one does not. Returns the first error. */
@@ -303,6 +392,8 @@ static int frontend_destroy(struct frontend *f, struct error *err)
 
 	if (!f)
 		return 0;
+	if (f->scan) /* it waits for a word that does not come */
+		child_cancel(&f->scan_child);
 	for (unsigned i = 0; i < f->nr_queues; i++)
 		ublk_queue_expect_end(f->queues[i]);
 	if (f->added && f->nr_queues)
@@ -367,6 +458,8 @@ static int ublk_start(struct frontend **out, struct target *t, const struct fron
 		ret = device_take_over(f, opts, err);
 	else
 		ret = device_make(f, opts, err);
+	if (!ret)
+		ret = scan_prepare(f, opts, err);
 	if (!ret)
 		ret = device_serve(f, err);
 	if (ret)

@@ -70,9 +70,11 @@ static_assert(offsetof(struct ublk_ctrl_cmd, dev_path_len) == 24, "");
 #define UBLK_F_UNPRIVILEGED_DEV	     (1ull << 5)
 #define UBLK_F_CMD_IOCTL_ENCODE	     (1ull << 6)
 #define UBLK_F_USER_COPY	     (1ull << 7)
+#define UBLK_F_USER_RECOVERY_FAIL_IO (1ull << 9)
 #define UBLK_F_UPDATE_SIZE	     (1ull << 10)
 #define UBLK_F_AUTO_BUF_REG	     (1ull << 11)
 #define UBLK_F_SAFE_STOP_DEV	     (1ull << 17)
+#define UBLK_F_NO_AUTO_PART_SCAN     (1ull << 18)
 #define UBLK_F_IO_DESC_SIZE	     (1ull << 20)
 
 enum ublk_state {

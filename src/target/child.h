@@ -2,16 +2,16 @@
 /*
  * child.h: a call in a process of its own.
  *
- * What waits for an answer from the FUSE file waits in the kernel, and not even SIGKILL ends that:
- * only an answer, or the end of the connection, which comes when nothing holds it any more. A
- * process that serves the file and is killed while one of its own threads waits so would never end,
- * because its descriptors are closed when its last thread is gone; and with it would hang all who
- * use the file. So whatever may lead to such a wait is done by a child that has nothing of its
+ * What waits for an answer from the FUSE file, or for I/O of a ublk device, waits in the kernel, and not
+ * even SIGKILL ends that: only an answer, or the end of the connection (of the driver's char device), which
+ * comes when nothing holds it any more. A process that serves it and is killed while one of its own threads
+ * waits so would never end, because its descriptors are closed when its last thread is gone; and with it
+ * would hang all who use the device. So whatever may lead to such a wait is done by a child that has nothing of its
  * parent's that holds the connection, neither descriptors nor mappings of the ring (ring/loop.c
  * keeps those from children): if the server dies, the connection ends, and the child with it.
  */
-#ifndef FUSE_CHILD_H
-#define FUSE_CHILD_H
+#ifndef TARGET_CHILD_H
+#define TARGET_CHILD_H
 
 #include <stdbool.h>
 #include <sys/types.h>
@@ -38,6 +38,9 @@ int child_start(struct child *child, int (*fn)(void *arg, struct error *err), vo
  * has been killed, and ends as soon as the kernel lets it.
  */
 int child_finish(struct child *child, unsigned timeout_ms, struct error *err) must_check;
+
+/* Instead of child_finish(): it never runs. */
+void child_cancel(struct child *child);
 
 /* Both at once. */
 int child_call(int (*fn)(void *arg, struct error *err), void *arg, unsigned timeout_ms,

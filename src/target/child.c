@@ -7,7 +7,7 @@
  * mask, has one thread, and must not touch what the parent's other threads might have been
  * changing.
  */
-#include "fuse/child.h"
+#include "target/child.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -20,6 +20,8 @@
 #include <unistd.h>
 
 #include "base/math.h"
+
+#define CANCEL_MS 1000 /* what has nothing to do but to end takes no longer */
 
 struct child_shared {
 	bool returned;
@@ -119,6 +121,13 @@ int child_finish(struct child *child, unsigned timeout_ms, struct error *err)
 	kill(child->pid, SIGKILL);
 	has_ended(child->pid, 100);
 	return error_set(err, ret, "the kernel does not answer");
+}
+
+void child_cancel(struct child *child)
+{
+	close(child->go_fd);
+	has_ended(child->pid, CANCEL_MS);
+	munmap(child->shared, sizeof(*child->shared));
 }
 
 int child_call(int (*fn)(void *arg, struct error *err), void *arg, unsigned timeout_ms,

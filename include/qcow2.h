@@ -41,6 +41,12 @@ struct qcow2_options {
 	bool discard_ignore;
 	/* Of writes whose payload is in memory: one in a registered buffer is not looked at. */
 	enum qcow2_detect_zeroes detect_zeroes;
+	/*
+	 * For operations on the image alone, such as on its snapshots, without queues: the files that the
+	 * image names are not opened, nor is a passphrase needed.
+	 */
+	bool tables_only;
+	const char *snapshot; /* read-only: the disk as it was then, by id or name; NULL: as it is */
 	bool no_lock;		   /* QEMU's image locks are not taken: somebody else holds them */
 	/*
 	 * For the files that the image names (storage/names.h): where it is itself, absolute; NULL: an image
@@ -99,6 +105,7 @@ bool qcow2_read_only(const struct qcow2_image *img);
  */
 #define QCOW2_EXTRA_COROUTINES 8
 int qcow2_set_metadata_loop(struct qcow2_image *img, struct loop *loop, struct error *err);
+struct loop *qcow2_metadata_loop(const struct qcow2_image *img);
 
 /* A queue that submits on @loop. Called on that loop's thread before it runs, or on it. */
 int qcow2_queue_create(struct qcow2_queue **out, struct qcow2_image *img, struct loop *loop,
@@ -173,6 +180,40 @@ struct qcow2_create_options {
 int qcow2_create_validate(const struct qcow2_create_options *opts, struct error *err);
 /* Writes a new image into the empty storage and makes it durable. Outside of any loop. */
 int qcow2_create(struct storage *storage, const struct qcow2_create_options *opts, struct error *err);
+
+/* ---- internal snapshots ---- */
+
+struct qcow2_snapshot {
+	const char *id, *name; /* hostile strings from the image; valid during the call */
+	uint64_t vm_state_bytes;
+	uint64_t disk_bytes;
+	uint32_t date_sec, date_nsec; /* since the epoch */
+	uint64_t vm_clock_ns;
+	bool has_icount;
+	uint64_t icount;
+};
+
+/* Calls @each for every snapshot, in the table's order. Somebody may have the image attached. */
+int qcow2_snapshot_list(struct storage *storage,
+			void (*each)(void *arg, const struct qcow2_snapshot *snapshot), void *arg,
+			struct error *err);
+
+/* Of names of snapshots that are made here, in bytes. QEMU has no room for more. */
+#define QCOW2_SNAPSHOT_NAME_MAX 255
+
+/*
+ * Each in a coroutine of the metadata loop, with queues running and requests in flight, or outside of
+ * any loop when none is running. An operation waits for the writes in flight (apply: for all requests)
+ * and holds back those that are submitted meanwhile. @pause_ns, if not NULL: for how long that was. On
+ * error the disk is what it was. An existing snapshot is found by its id, or else by its name.
+ */
+int qcow2_snapshot_create(struct qcow2_image *img, const char *name, uint64_t *pause_ns,
+			  struct error *err);
+/* The disk becomes the snapshot's; of another size only while no queue is running. */
+int qcow2_snapshot_apply(struct qcow2_image *img, const char *id_or_name, uint64_t *pause_ns,
+			 struct error *err);
+int qcow2_snapshot_delete(struct qcow2_image *img, const char *id_or_name, uint64_t *pause_ns,
+			  struct error *err);
 
 /* ---- looking at an image without attaching it ---- */
 

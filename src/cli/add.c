@@ -44,6 +44,7 @@ enum {
 	OPT_DISCARD,
 	OPT_DETECT_ZEROES,
 	OPT_BACKING_FORMAT,
+	OPT_SNAPSHOT,
 };
 
 static const struct option long_options[] = {
@@ -67,6 +68,7 @@ static const struct option long_options[] = {
 	{"backing-dir", required_argument, NULL, OPT_BACKING_DIR},
 	{"backing-any", no_argument, NULL, OPT_BACKING_ANY},
 	{"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
+	{"snapshot", required_argument, NULL, OPT_SNAPSHOT},
 	CLI_LONG_HELP,
 	{0},
 };
@@ -212,6 +214,13 @@ static int option_set(const struct cli_command *cmd, struct add *add, int option
 			return cli_usage(cmd, "--backing-format is raw or qcow2, not '%s'", value);
 		add->names.policy.backing_format = value;
 		break;
+	case OPT_SNAPSHOT:
+		if (!value[0] || strlen(value) > QCOW2_SNAPSHOT_NAME_MAX)
+			return cli_usage(cmd, "--snapshot is a name of 1 to %d bytes",
+					 QCOW2_SNAPSHOT_NAME_MAX);
+		o->snapshot = value;
+		o->read_only = true;
+		break;
 	case OPT_SIZE:
 		o->size_bytes = cli_size_arg(cmd, "--size", value);
 		add->have_size = true;
@@ -241,6 +250,8 @@ static int options_check(const struct cli_command *cmd, const struct add *add)
 	if (c->target == &target_loop &&
 	    (c->target_options.discard_ignore || c->target_options.detect_zeroes))
 		return cli_usage(cmd, "--discard and --detect-zeroes are for --target qcow2");
+	if (c->target == &target_loop && c->target_options.snapshot)
+		return cli_usage(cmd, "--snapshot is for --target qcow2");
 	if (c->target_options.discard_ignore &&
 	    c->target_options.detect_zeroes == QCOW2_DETECT_ZEROES_UNMAP)
 		return cli_usage(cmd, "--detect-zeroes unmap needs --discard unmap");
@@ -253,6 +264,8 @@ static int target_choose(struct add *add, bool qcow2, struct error *err)
 {
 	if (qcow2)
 		add->config.target = &target_qcow2;
+	else if (add->config.target_options.snapshot)
+		return error_set(err, -EINVAL, "is not a qcow2 image and has no snapshots");
 	else if (add->config.target_options.read_only)
 		add->config.target = &target_loop;
 	else
@@ -370,6 +383,7 @@ const struct cli_command cli_command_add = {
 		"serves it in the background.\n"
 		"\n"
 		"  -r, --read-only          attach read-only\n"
+		"      --snapshot NAME      attach what the disk was at a snapshot, by id or name; read-only\n"
 		"      --frontend FRONTEND  ublk, fuse, or auto: ublk if the host has it, else fuse (auto)\n"
 		"      --target TARGET      what IMAGE is: qcow2; loop, a raw disk; null, a disk without a\n"
 		"                           memory. Default: by content; raw is guessed with --read-only alone\n"

@@ -21,6 +21,7 @@ static const struct cli_command *const commands[] = {
 	&cli_command_info,
 	&cli_command_check,
 	&cli_command_resize,
+	&cli_command_snapshot,
 	&cli_command_recover,
 	&cli_command_upgrade,
 	&cli_command_bench,

@@ -185,3 +185,26 @@ bool select_is_attached(const char *name)
 	statedir_close(&dir);
 	return attached;
 }
+
+int select_one(const char *name, struct entry *e, struct statedir *dir, struct error *err)
+{
+	const struct entry *found = NULL;
+	struct entry_list list = {0};
+	struct wanted wanted;
+	int ret = statedir_open(dir, false, err);
+
+	if (ret)
+		return err->text[0] ? ret : -ENODEV; /* no folder: nothing was ever attached */
+	ret = entry_list_read(&list, dir, err);
+	if (!ret) {
+		wanted_init(&wanted, name);
+		ret = wanted_find(&wanted, &list, &found, err);
+		free(wanted.path);
+	}
+	if (!ret)
+		*e = *found;
+	entry_list_free(&list);
+	if (ret)
+		statedir_close(dir);
+	return ret;
+}

@@ -21,5 +21,10 @@ int select_each(char *const *names, bool all, bool (*wanted)(const struct entry 
 
 /* Whether @name means a device that is attached, or waits to be recovered. */
 bool select_is_attached(const char *name);
+/*
+ * The one that @name means, copied to @e, with the folder of state open: statedir_close(). -ENODEV: none
+ * does; the folder is closed then, and there may be none.
+ */
+int select_one(const char *name, struct entry *e, struct statedir *dir, struct error *err) must_check;
 
 #endif

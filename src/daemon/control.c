@@ -21,6 +21,7 @@
 #include <jansson.h>
 
 #include "base/log.h"
+#include "base/math.h"
 
 uint64_t control_now_ms(void)
 {
@@ -159,6 +160,26 @@ static void client_accept(struct control *control)
 	oldest->deadline_ms = control_now_ms() + CONTROL_TIMEOUT_MS;
 }
 
+static const char *const snapshot_actions[] = {
+	[CONTROL_SNAPSHOT_CREATE] = "create",
+	[CONTROL_SNAPSHOT_APPLY] = "apply",
+	[CONTROL_SNAPSHOT_DELETE] = "delete",
+};
+
+static bool snapshot_parse(struct control_request *request, const json_t *o)
+{
+	const char *action = json_string_value(json_object_get(o, "action"));
+
+	request->command = CONTROL_SNAPSHOT;
+	request->name = json_string_value(json_object_get(o, "name"));
+	for (unsigned i = 0; action && request->name && i < ARRAY_LEN(snapshot_actions); i++) {
+		request->snapshot = (enum control_snapshot)i;
+		if (strcmp(action, snapshot_actions[i]) == 0)
+			return true;
+	}
+	return false;
+}
+
 static void line_serve(struct control *control, struct control_client *client)
 {
 	struct control_request request = {0};
@@ -184,6 +205,11 @@ static void line_serve(struct control *control, struct control_client *client)
 			control->serve(control->arg, client, &request);
 		else
 			control_reply_error(client, "the size is not a number above 0");
+	} else if (strcmp(command, "snapshot") == 0) {
+		if (snapshot_parse(&request, o))
+			control->serve(control->arg, client, &request);
+		else
+			control_reply_error(client, "not a request");
 	} else {
 		control_reply_error(client, "unknown command");
 	}
@@ -277,7 +303,7 @@ static int line_receive(int fd, char *line, size_t size, uint64_t deadline_ms)
 	}
 }
 
-static int answer_judge(const char *line, struct error *err)
+static int answer_judge(const char *line, uint64_t *pause_us, struct error *err)
 {
 	json_t *o = json_loads(line, 0, NULL);
 	const char *text = json_string_value(json_object_get(o, "error"));
@@ -286,13 +312,15 @@ static int answer_judge(const char *line, struct error *err)
 	if (!json_is_true(json_object_get(o, "ok")))
 		ret = error_set(err, -EIO, "%s",
 				text ? text : "the daemon gave no answer to be read");
+	if (pause_us)
+		*pause_us = (uint64_t)json_integer_value(json_object_get(o, "pause_us"));
 	json_decref(o);
 	return ret;
 }
 
-/* Sends a line, and judges the one that comes back. */
+/* Sends @request, a line, and waits for the answer. */
 static int line_ask(const struct statedir *dir, const struct entry *e, const char *request,
-		    int timeout_ms, struct error *err)
+		    int timeout_ms, uint64_t *pause_us, struct error *err)
 {
 	uint64_t deadline_ms = control_now_ms() + (uint64_t)timeout_ms;
 	ssize_t len = (ssize_t)strlen(request);
@@ -318,7 +346,7 @@ static int line_ask(const struct statedir *dir, const struct entry *e, const cha
 	if (ret)
 		return error_set(err, ret, "cannot talk to its daemon (process %d): %s",
 				 (int)e->process.pid, strerror(-ret));
-	return answer_judge(line, err);
+	return answer_judge(line, pause_us, err);
 }
 
 int control_ask(const struct statedir *dir, const struct entry *e, enum control_command command,
@@ -328,7 +356,32 @@ int control_ask(const struct statedir *dir, const struct entry *e, enum control_
 
 	snprintf(line, sizeof(line), "{\"command\":\"%s\",\"force\":%s}\n",
 		 command == CONTROL_STOP ? "stop" : "status", force ? "true" : "false");
-	return line_ask(dir, e, line, timeout_ms, err);
+	return line_ask(dir, e, line, timeout_ms, NULL, err);
+}
+
+int control_ask_snapshot(const struct statedir *dir, const struct entry *e,
+			 enum control_snapshot action, const char *name, bool force, int timeout_ms,
+			 uint64_t *pause_us, struct error *err)
+{
+	json_t *o = json_pack("{s:s, s:s, s:s, s:b}", "command", "snapshot", "action",
+			      snapshot_actions[action], "name", name, "force", force);
+	char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
+	char *line = NULL;
+	int ret;
+
+	if (!o)
+		ret = error_set(err, -EINVAL, "a snapshot's name has to be UTF-8");
+	else if (!text || asprintf(&line, "%s\n", text) < 0)
+		ret = error_set(err, -ENOMEM, "out of memory");
+	else if (strlen(line) > CONTROL_LINE_MAX)
+		ret = error_set(err, -EINVAL, "the name is too long");
+	else
+		ret = line_ask(dir, e, line, timeout_ms, pause_us, err);
+	if (text)
+		free(line);
+	free(text);
+	json_decref(o);
+	return ret;
 }
 
 int control_ask_resize(const struct statedir *dir, const struct entry *e, uint64_t size_bytes,
@@ -337,5 +390,5 @@ int control_ask_resize(const struct statedir *dir, const struct entry *e, uint64
 	char line[128];
 
 	snprintf(line, sizeof(line), "{\"command\":\"resize\",\"size\":%" PRIu64 "}\n", size_bytes);
-	return line_ask(dir, e, line, timeout_ms, err);
+	return line_ask(dir, e, line, timeout_ms, NULL, err);
 }

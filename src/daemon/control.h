@@ -2,8 +2,9 @@
 /*
  * control.h: how a running daemon is asked for something.
  *
- * A UNIX stream socket in the folder of state. A client sends one line of JSON, {"command": "status"}
- * or {"command": "stop", "force": false} or {"command": "resize", "size": 1073741824}, and gets one line back: {"ok": true, ...} or {"ok": false,
+ * A UNIX stream socket in the folder of state. A client sends one line of JSON, {"command": "status"},
+ * {"command": "stop", "force": false}, {"command": "resize", "size": 1073741824} or {"command": "snapshot",
+ * "action": "create", "name": "NAME", "force": false}, and gets one line back: {"ok": true, ...} or {"ok": false,
  * "error": "text"}; then the connection is closed. Numbered:
  *  1. Only root and the daemon's own user are answered (SO_PEERCRED).
  *  2. A line of CONTROL_LINE_MAX bytes at most, within CONTROL_TIMEOUT_MS; CONTROL_CLIENTS_MAX clients
@@ -27,12 +28,16 @@
 
 /* ---- in the daemon ---- */
 
-enum control_command { CONTROL_STATUS, CONTROL_STOP, CONTROL_RESIZE };
+enum control_command { CONTROL_STATUS, CONTROL_STOP, CONTROL_RESIZE, CONTROL_SNAPSHOT };
+
+enum control_snapshot { CONTROL_SNAPSHOT_CREATE, CONTROL_SNAPSHOT_APPLY, CONTROL_SNAPSHOT_DELETE };
 
 struct control_request {
 	enum control_command command;
-	bool force;	     /* STOP */
+	bool force;	     /* STOP, SNAPSHOT */
 	uint64_t size_bytes; /* RESIZE */
+	enum control_snapshot snapshot;
+	const char *name; /* SNAPSHOT; valid during the call */
 };
 
 struct control_client {
@@ -77,5 +82,10 @@ int control_ask(const struct statedir *dir, const struct entry *e, enum control_
 		bool force, int timeout_ms, struct error *err) must_check;
 int control_ask_resize(const struct statedir *dir, const struct entry *e, uint64_t size_bytes,
 		       int timeout_ms, struct error *err) must_check;
+
+/* An operation on a snapshot; *@pause_us: for how long I/O was held back for it. */
+int control_ask_snapshot(const struct statedir *dir, const struct entry *e,
+			 enum control_snapshot action, const char *name, bool force, int timeout_ms,
+			 uint64_t *pause_us, struct error *err) must_check;
 
 #endif

@@ -226,6 +226,8 @@ static int entry_fill(struct daemon *d, struct error *err)
 	e->id = d->config.id;
 	e->queues = o->queues;
 	e->depth = o->depth;
+	if (o->snapshot)
+		snprintf(e->snapshot, sizeof(e->snapshot), "%s", o->snapshot);
 	e->read_only = o->read_only;
 	e->direct = o->direct;
 	e->started = time(NULL);
@@ -578,6 +580,42 @@ static void resize_serve(struct daemon *d, struct control_client *client, uint64
 		control_reply_ok(client, NULL);
 }
 
+/* The request of a client that may do it, of a device that is there. */
+static void snapshot_serve(struct daemon *d, struct control_client *client,
+			   const struct control_request *request)
+{
+	static const enum target_snapshot what[] = {
+		[CONTROL_SNAPSHOT_CREATE] = TARGET_SNAPSHOT_CREATE,
+		[CONTROL_SNAPSHOT_APPLY] = TARGET_SNAPSHOT_APPLY,
+		[CONTROL_SNAPSHOT_DELETE] = TARGET_SNAPSHOT_DELETE,
+	};
+	static const char *const done[] = {"made", "applied", "deleted"};
+	struct error err = {0};
+	uint64_t pause_ns = 0;
+	char why[512];
+	int ret;
+
+	if (!d->target->ops->snapshot) {
+		control_reply_error(client, "is no image that can have snapshots");
+		return;
+	}
+	/* Whoever uses the device would find another disk under it. */
+	if (request->snapshot == CONTROL_SNAPSHOT_APPLY && !request->force &&
+	    !device_unused(d, why, sizeof(why))) {
+		control_reply_error(client, why);
+		return;
+	}
+	ret = d->target->ops->snapshot(d->target, what[request->snapshot], request->name, &pause_ns,
+				       &err);
+	if (ret) {
+		control_reply_error(client, error_text(&err, ret));
+		return;
+	}
+	log_info("%s: snapshot \"%s\" %s; I/O was held back for %llu us", d->entry.device,
+		 request->name, done[request->snapshot], (unsigned long long)(pause_ns / 1000));
+	control_reply_ok(client, json_pack("{s:I}", "pause_us", (json_int_t)(pause_ns / 1000)));
+}
+
 static void request_serve(void *arg, struct control_client *client,
 			  const struct control_request *request)
 {
@@ -595,6 +633,10 @@ static void request_serve(void *arg, struct control_client *client,
 	}
 	if (request->command == CONTROL_RESIZE) {
 		resize_serve(d, client, request->size_bytes);
+		return;
+	}
+	if (request->command == CONTROL_SNAPSHOT) {
+		snapshot_serve(d, client, request);
 		return;
 	}
 	if (!request->force && !device_unused(d, why, sizeof(why))) {

@@ -150,6 +150,7 @@ static char *file_text(const struct entry *e)
 	put(&o, "backing_any", json_boolean(e->backing_any));
 	put(&o, "backing_dirs", dirs_json(e));
 	put(&o, "backing_format", json_string(e->backing_format));
+	put(&o, "snapshot", json_string(e->snapshot));
 	text = o ? json_dumps(o, JSON_INDENT(4)) : NULL;
 	json_decref(o);
 	return text;
@@ -311,7 +312,8 @@ static int entry_from_json(struct entry *e, const json_t *o)
 	    integer_get(o, "cache_size", 0, INT64_MAX, &cache_size) ||
 	    integer_get(o, "writeback_delay_ms", 0, INT64_MAX, &delay) ||
 	    integer_get(o, "detect_zeroes", 0, QCOW2_DETECT_ZEROES_UNMAP, &detect) || dirs_get(o, e) ||
-	    string_get(o, "backing_format", e->backing_format, sizeof(e->backing_format)))
+	    string_get(o, "backing_format", e->backing_format, sizeof(e->backing_format)) ||
+	    string_get(o, "snapshot", e->snapshot, sizeof(e->snapshot)))
 		return -EINVAL;
 	/* not in what an older program has written, which one that takes over reads */
 	if (string_get(o, "data_path", e->data_path, sizeof(e->data_path)))

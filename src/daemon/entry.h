@@ -61,6 +61,7 @@ struct entry {
 	char backing_dirs[ENTRY_DIRS_BYTES];
 	bool backing_any;
 	char backing_format[8]; /* of --backing-format; empty: none */
+	char snapshot[256];	/* of --snapshot; empty: none */
 	int64_t started; /* seconds since 1970 */
 };
 

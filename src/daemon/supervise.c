@@ -443,6 +443,7 @@ int supervise_config(struct daemon_config *config, const struct entry *e, struct
 				.direct = e->direct,
 				.queues = max_of(e->queues, 1u),
 				.depth = max_of(e->depth, 1u),
+				.snapshot = e->snapshot[0] ? e->snapshot : NULL,
 				.cache_size_bytes = e->cache_size_bytes,
 				.writeback_delay_ms = e->writeback_delay_ms,
 				.discard_ignore = e->discard_ignore,

@@ -172,8 +172,11 @@ static uint64_t lower_in_group(struct qcow2_image *img, uint64_t hcluster, uint6
 		}
 		slice_count_set(img, s, index + i, 1, value - 1);
 		freed |= value == 1;
-		if (value == 1)
+		if (value == 1) {
 			inflate_drop(img->inflate, img, hcluster + i); /* rule 4 */
+			/* it may have been a snapshot's table */
+			metaset_remove(&img->snapset, hcluster + i);
+		}
 	}
 	if (freed)
 		group_mark(img, hcluster >> img->rc_slice_bits, true);
@@ -225,6 +228,46 @@ void refcount_release(struct qcow2_image *img, uint64_t hcluster, uint64_t count
 		hcluster += n;
 		count -= n;
 	}
+}
+
+/* Raises one group's part of a run: *@n clusters, fewer where it fails. */
+static int raise_in_group(struct qcow2_image *img, uint64_t hcluster, uint64_t count, uint64_t *n)
+{
+	uint32_t index = slice_index(img, hcluster);
+	uint64_t want = min_of(count, group_entries(img) - index);
+	struct slice *s;
+	int ret = refcount_slice_get(img, hcluster, &s);
+
+	*n = 0;
+	if (ret || !s)
+		return ret ? ret : -EIO;
+	ret = slice_begin_change(&img->rc_cache, s);
+	for (; !ret && *n < want; *n += !ret) {
+		uint64_t value = slice_count_get(img, s, index + (uint32_t)*n);
+
+		if (!value)
+			ret = -EIO;
+		else if (value == img->refcount_max)
+			ret = -EFBIG;
+		else
+			slice_count_set(img, s, index + (uint32_t)*n, 1, value + 1);
+	}
+	cache_put(&img->rc_cache, s);
+	return ret;
+}
+
+int refcount_raise(struct qcow2_image *img, uint64_t hcluster, uint64_t count, uint64_t *done)
+{
+	int ret = 0;
+
+	*done = 0;
+	while (!ret && *done < count) {
+		uint64_t n;
+
+		ret = raise_in_group(img, hcluster + *done, count - *done, &n);
+		*done += n;
+	}
+	return ret;
 }
 
 int refcount_get(struct qcow2_image *img, uint64_t hcluster, uint64_t *value)

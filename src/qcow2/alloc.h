@@ -45,6 +45,13 @@ void refcount_lower(struct qcow2_image *img, uint64_t hcluster, uint64_t count);
 /* The same, punching holes for those that reach 0 before they can be allocated. */
 void refcount_release(struct qcow2_image *img, uint64_t hcluster, uint64_t count);
 
+/*
+ * Raises the counts of clusters that are in use by one; *@done of them, also where it fails: -EFBIG at
+ * the largest count, -EIO where a cluster is not in use.
+ */
+int refcount_raise(struct qcow2_image *img, uint64_t hcluster, uint64_t count,
+		   uint64_t *done) must_check;
+
 /* The count of a cluster; -EIO where it cannot be read. */
 int refcount_get(struct qcow2_image *img, uint64_t hcluster, uint64_t *value) must_check;
 

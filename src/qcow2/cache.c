@@ -214,7 +214,7 @@ int cache_get(struct cache *c, uint64_t key, uint64_t host_offset, bool zeroed, 
 			continue;
 		}
 		s->key = key;
-		s->host_offset = host_offset;
+		s->host_offset = c->locate ? c->locate(c->img, key) : host_offset;
 		s->pins = 1;
 		atomic_store_explicit(&s->state, SLICE_LOADING, memory_order_relaxed);
 		hash_insert(c, s);
@@ -257,6 +257,64 @@ void cache_drop(struct cache *c, struct slice *s)
 	hash_remove(c, s);
 	atomic_store_explicit(&s->state, SLICE_FAILED, memory_order_relaxed);
 	cache_put(c, s);
+}
+
+void cache_wait_loaded(struct cache *c, uint64_t first, uint64_t count)
+{
+	for (uint64_t key = first; key < first + count; key++) {
+		struct slice *s = cache_find(c, key);
+
+		while (s && s->state == SLICE_LOADING) {
+			co_wait(&c->loaded);
+			s = cache_find(c, key);
+		}
+	}
+}
+
+bool cache_any_dirty(struct cache *c, uint64_t first, uint64_t count)
+{
+	for (uint64_t i = 0; i < count; i++) {
+		const struct slice *s = cache_find(c, first + i);
+
+		if (s && (s->dirty || s->cut))
+			return true;
+	}
+	return false;
+}
+
+void cache_move(struct cache *c, uint64_t first, uint64_t count, uint64_t host_offset)
+{
+	for (uint64_t i = 0; i < count; i++) {
+		struct slice *s = cache_find(c, first + i);
+
+		if (!s)
+			continue;
+		assert(s->state == SLICE_VALID && !s->dirty && !s->cut);
+		s->host_offset = host_offset + i * c->slice_bytes;
+	}
+}
+
+void cache_clear(struct cache *c)
+{
+	struct list victims = LIST_INIT(victims);
+
+	while (c->evicting)
+		co_wait(&c->space);
+	c->evicting = true;
+	for (unsigned i = 0; i < c->count; i++) {
+		struct slice *s = &c->slices[i];
+
+		if (s->state != SLICE_VALID)
+			continue;
+		assert(slice_evictable(s));
+		hash_remove(c, s);
+		atomic_store_explicit(&s->state, SLICE_FREE, memory_order_relaxed);
+		list_add_tail(&victims, &s->link);
+	}
+	image_quiesce_lookups(c->img);
+	c->evicting = false;
+	list_splice_tail(&c->free, &victims);
+	co_wake_all(&c->space);
 }
 
 bool slice_freeze(struct cache *c, struct slice *s)

@@ -3,8 +3,8 @@
  * cache.h: slices of L2 tables and refcount blocks, cached under a bound.
  *
  * A slice is min(cluster, 4 KiB) of a table, as it is on disk (big endian). It is found by its key,
- * the number of the slice in guest or host cluster order, which never changes place in the file while
- * it is cached.
+ * the number of the slice in guest or host cluster order. An L2 table that is copied (map.c) takes its
+ * slices along: cache_move().
  *
  * Threads: everything runs on the metadata loop but cache_peek(), which any queue may call at any
  * time, without a lock.
@@ -70,6 +70,11 @@ struct cache {
 	int (*load)(struct cache *c, struct slice *s);
 	/* Looks at what was loaded, before lookups see it. May be NULL. */
 	void (*validate)(struct qcow2_image *img, struct slice *s);
+	/*
+	 * Where the slice of @key lies now, asked when it takes its place in the cache: while its reader
+	 * waited for room its table may have moved. NULL: tables do not move.
+	 */
+	uint64_t (*locate)(struct qcow2_image *img, uint64_t key);
 
 	struct slice *slices;
 	unsigned count;
@@ -150,6 +155,15 @@ void cache_put(struct cache *c, struct slice *s);
 /* cache_put() of a slice that nobody else has, which is not changed and is not to be found again. */
 void cache_drop(struct cache *c, struct slice *s);
 
+/* Waits until no slice of keys [@first, @first + @count) is being loaded. */
+void cache_wait_loaded(struct cache *c, uint64_t first, uint64_t count);
+bool cache_any_dirty(struct cache *c, uint64_t first, uint64_t count);
+/*
+ * The table that keys [@first, @first + @count) are the slices of lies at @host_offset now, with the same
+ * content. None of them is dirty or being loaded. Does not suspend.
+ */
+void cache_move(struct cache *c, uint64_t first, uint64_t count, uint64_t host_offset);
+
 /*
  * To be called, with the slice pinned, right before its data is changed: between its return and
  * slice_mark_dirty() nothing suspends. May itself suspend, so what was read from the slice before is
@@ -162,6 +176,8 @@ void slice_mark_dirty(struct cache *c, struct slice *s, uint32_t offset_bytes, u
 /* The pass: takes everything dirty into the cut. Does not suspend. */
 void cache_cut(struct cache *c);
 bool cache_is_dirty(const struct cache *c);
+/* Forgets everything; nothing is dirty, pinned or being loaded. */
+void cache_clear(struct cache *c);
 /* The pass: takes a frozen copy of a slice in the cut; false if there is no buffer. */
 bool slice_freeze(struct cache *c, struct slice *s);
 /* The pass: the slice was written, or is dirty again. */

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "qcow2/check_internal.h"
+#include "qcow2/snapshot.h"
 
 /* ---- snapshots ---- */
 
@@ -60,7 +61,7 @@ static int read_snapshot_entries(struct check *c, struct table_reader *r)
 					 "%s: snapshot %u has %u bytes of extra data, more than %u",
 					 c->st->name, i, s->extra_len,
 					 QCOW2_MAX_SNAPSHOT_EXTRA_BYTES);
-		at += sizeof(d) + s->extra_len + be16_get(d.id_len) + be16_get(d.name_len);
+		at += snapshot_entry_bytes(&d);
 		if (at - c->h->snapshots_offset > QCOW2_MAX_SNAPSHOT_TABLE_BYTES)
 			return error_set(c->err, -EFBIG, "%s: the snapshot table is too big",
 					 c->st->name);

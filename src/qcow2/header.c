@@ -515,11 +515,6 @@ static int refuse_corrupt(const struct qcow2_header *h, bool read_only, struct e
 			 h->file_name);
 }
 
-static int refuse_snapshots(const struct qcow2_header *h, struct error *err)
-{
-	return refuse(h, h->nb_snapshots, "an image with internal snapshots is", err);
-}
-
 static int refuse_aes(const struct qcow2_header *h, struct error *err)
 {
 	return refuse(h, h->crypt_method == QCOW2_CRYPT_AES, "encryption (AES) is", err);
@@ -540,7 +535,6 @@ int qcow2_header_servable(const struct qcow2_header *h, bool read_only, struct e
 {
 	static int (*const checks[])(const struct qcow2_header *, struct error *) = {
 		qcow2_header_check_features,
-		refuse_snapshots,
 		refuse_aes,
 		refuse_luks,
 		refuse_data_file,
@@ -642,6 +636,24 @@ int qcow2_header_set_disk(struct storage *st, struct qcow2_header *h, uint64_t l
 	ret = qcow2_header_set_l1(st, h, l1_offset, l1_entries);
 	if (ret)
 		h->size_bytes = old_size;
+	return ret;
+}
+
+int qcow2_header_set_snapshots(struct storage *st, struct qcow2_header *h, uint64_t offset,
+			       uint32_t count)
+{
+	uint64_t old_offset = h->snapshots_offset;
+	uint32_t old_count = h->nb_snapshots;
+	int ret;
+
+	assert(is_aligned(offset, h->cluster_bytes) && count <= QCOW2_MAX_SNAPSHOTS);
+	h->snapshots_offset = offset;
+	h->nb_snapshots = count;
+	ret = store(st, h);
+	if (ret) {
+		h->snapshots_offset = old_offset;
+		h->nb_snapshots = old_count;
+	}
 	return ret;
 }
 

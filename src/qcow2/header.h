@@ -115,6 +115,8 @@ int qcow2_header_set_l1(struct storage *st, struct qcow2_header *h, uint64_t l1_
 /* The active L1 table and the disk's size together. */
 int qcow2_header_set_disk(struct storage *st, struct qcow2_header *h, uint64_t l1_offset,
 			  uint32_t l1_entries, uint64_t size_bytes) must_check;
+int qcow2_header_set_snapshots(struct storage *st, struct qcow2_header *h, uint64_t offset,
+			       uint32_t count) must_check;
 /* Feature bits; version 3, or all 0. */
 int qcow2_header_set_features(struct storage *st, struct qcow2_header *h, uint64_t incompatible,
 			      uint64_t compatible, uint64_t autoclear) must_check;

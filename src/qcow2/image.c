@@ -18,6 +18,7 @@
 #include "qcow2/check.h"
 #include "qcow2/inflate.h"
 #include "qcow2/map.h"
+#include "qcow2/snapshot.h"
 
 #ifdef QCOW2_MUTANTS
 int qcow2_mutant;
@@ -312,6 +313,8 @@ static int find_metadata(struct qcow2_image *img, struct error *err)
 	uint64_t blocks = (div_up(img->size_bytes, img->cluster_bytes) >> img->rb_bits) + 64;
 	int ret = metaset_init(&img->metaset, h->l1_entries + max_of(blocks, used_entries(&img->rt)));
 
+	if (!ret)
+		ret = metaset_init(&img->snapset, 0);
 	if (ret)
 		return error_set(err, ret, "no memory for the map of metadata");
 	metaset_set_range(&img->metaset, METASET_HEADER, 0, 1);
@@ -319,8 +322,11 @@ static int find_metadata(struct qcow2_image *img, struct error *err)
 			  div_up(l1_bytes, img->cluster_bytes));
 	metaset_set_range(&img->metaset, METASET_RT, h->rt_offset >> img->cluster_bits,
 			  h->rt_clusters);
+	img->metaset.behind = &img->snapset;
 	ret = add_refcount_blocks(img, err);
-	return ret ? ret : add_l2_tables(img, err);
+	if (!ret)
+		ret = add_l2_tables(img, err);
+	return ret ? ret : snapshot_protect_all(img, err);
 }
 
 static int make_caches(struct qcow2_image *img, const struct qcow2_options *opts, struct error *err)
@@ -344,10 +350,13 @@ static int make_caches(struct qcow2_image *img, const struct qcow2_options *opts
 	if (ret)
 		return ret;
 	img->l2_cache.validate = map_slice_validate;
+	img->l2_cache.locate = map_slice_locate;
 	ret = cache_init(&img->rc_cache, img, "refcounts", img->slice_bytes,
 			 min_of(rc, cache_count_for(all_rc)), img->read_only, err);
 	/* half of the map's share */
-	return ret || img->is_layer ? ret : chain_open(img, opts, l2 * img->slice_bytes, err);
+	if (ret || img->is_layer || opts->tables_only)
+		return ret;
+	return chain_open(img, opts, l2 * img->slice_bytes, err);
 }
 
 /* One cache for the whole chain, which is the overlay's. */
@@ -372,7 +381,8 @@ static int make_parts(struct qcow2_image *img, const struct qcow2_options *opts,
 	if (img->zeros == MAP_FAILED)
 		img->zeros = NULL;
 	img->scratch = aligned_alloc(4096, max_of(img->cluster_bytes, 4096u));
-	if (!img->zeros || !img->scratch)
+	img->l2_scratch = aligned_alloc(4096, max_of(img->cluster_bytes, 4096u));
+	if (!img->zeros || !img->scratch || !img->l2_scratch)
 		return error_set(err, -ENOMEM, "no memory for the image's buffers");
 	ret = work_pool_create(&img->workers, 0, err);
 	if (ret)
@@ -413,6 +423,7 @@ static void image_free(struct qcow2_image *img)
 	cache_destroy(&img->l2_cache);
 	cache_destroy(&img->rc_cache);
 	metaset_destroy(&img->metaset);
+	metaset_destroy(&img->snapset);
 	alloc_destroy(img);
 	frees_destroy(&img->frees);
 	writeback_destroy(&img->wb);
@@ -420,6 +431,7 @@ static void image_free(struct qcow2_image *img)
 		munmap(img->zeros, ZEROS_BYTES);
 	free(img->scratch);
 	inflate_cache_destroy(img->inflate);
+	free(img->l2_scratch);
 	work_pool_destroy(img->workers);
 	pthread_mutex_destroy(&img->queues_lock);
 	free(img);
@@ -440,6 +452,7 @@ static int image_open(struct qcow2_image **out, struct storage *storage, bool is
 	img->detect_zeroes = opts->detect_zeroes;
 	pthread_mutex_init(&img->queues_lock, NULL);
 	co_mutex_init(&img->l1_lock);
+	co_mutex_init(&img->barrier);
 	co_mutex_init(&img->first_write_lock);
 	co_waitq_init(&img->idle);
 	cluster_locks_init(&img->locks);
@@ -449,6 +462,9 @@ static int image_open(struct qcow2_image **out, struct storage *storage, bool is
 		ret = storage_claim(storage, opts->claim_timeout_ms, err);
 	if (!ret)
 		ret = read_header(img, err);
+	if (!ret && opts->snapshot)
+		ret = img->read_only ? snapshot_select(img, opts->snapshot, err)
+				     : error_set(err, -EROFS, "%s: a snapshot is read-only", storage->name);
 	if (!ret)
 		set_geometry(img);
 	if (!ret && opts->log_base && !img->read_only)
@@ -539,6 +555,11 @@ void image_detach(struct qcow2_image *img, struct loop *loop)
 {
 	chain_detach(img->chain, loop);
 	storage_detach(img->st, loop);
+}
+
+struct loop *qcow2_metadata_loop(const struct qcow2_image *img)
+{
+	return img->meta_loop;
 }
 
 int qcow2_flush(struct qcow2_image *img)

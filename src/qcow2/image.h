@@ -74,6 +74,9 @@ struct table {
 
 struct inflate_cache;
 
+/* What a queue holds back at its entrance, see image_hold(). */
+enum hold { HOLD_NONE, HOLD_WRITES, HOLD_ALL };
+
 struct qcow2_image {
 	struct storage *st;
 	struct qcow2_header hdr;
@@ -97,6 +100,7 @@ struct qcow2_image {
 	uint64_t hclusters_max; /* host clusters that the file may ever have */
 	void *zeros;		/* ZEROS_BYTES, never written to */
 	void *scratch;		/* a cluster, under alloc_lock */
+	void *l2_scratch; /* a cluster, under l1_lock */
 
 	struct work_pool *workers;     /* for what burns CPU */
 	struct inflate_cache *inflate; /* of the image and its backing chain */
@@ -104,6 +108,8 @@ struct qcow2_image {
 	struct qcow2_queue *queues[QUEUES_MAX];
 	unsigned nr_queues;
 	pthread_mutex_t queues_lock; /* queues come and go on their own threads */
+	enum hold hold;		     /* what is held back at their entrances; under queues_lock */
+	struct co_mutex barrier;     /* one structural operation at a time (rule 17) */
 
 	uint64_t gone_writes; /* of queues that are gone */
 
@@ -111,8 +117,9 @@ struct qcow2_image {
 	struct table rt;
 	struct cache l2_cache;
 	struct cache rc_cache;
-	struct co_mutex l1_lock; /* making L2 tables */
+	struct co_mutex l1_lock; /* making L2 tables, and copying shared ones */
 	struct metaset metaset;
+	struct metaset snapset; /* behind it: what snapshots have */
 	struct cluster_locks locks;
 	struct co_waitq idle; /* a background task ended */
 
@@ -160,7 +167,11 @@ struct qcow2_queue {
 	unsigned epoch_count[2];
 	struct loop_msg *grace_msg; /* answered when the old slot is empty */
 
-	unsigned inflight;
+	unsigned inflight; /* not those that are held back */
+	unsigned writes_inflight; /* those of them that may change the disk */
+	enum hold hold;
+	struct list held; /* requests, in order of submission */
+	struct loop_msg *hold_msg; /* answered when what is to be held back has ended */
 
 	unsigned asks; /* questions of the metadata loop on their way here; under queues_lock */
 	struct co_waitq answered;
@@ -216,6 +227,15 @@ int image_first_write(void *img) must_check;
 void image_quiesce_lookups(struct qcow2_image *img);
 /* Returns when every request that was in an epoch at the call has left it. */
 void image_grace(struct qcow2_image *img);
+/*
+ * Holds back requests that are submitted from now on, those that may change the disk or all, and returns
+ * when those in flight have completed, links and all. As many are held as the front end has in flight. In
+ * a coroutine under img->barrier, holding no lock, no epoch and nothing that a request may wait for; with
+ * no loop there is nothing to hold.
+ */
+void image_hold(struct qcow2_image *img, enum hold what);
+/* What was held starts, in order. */
+void image_release(struct qcow2_image *img);
 /* The sum of the queues' counters of writes, and of the metadata's own. */
 uint64_t image_writes_done(struct qcow2_image *img);
 
@@ -226,6 +246,13 @@ static inline unsigned epoch_enter(struct qcow2_queue *q)
 }
 
 void epoch_drained(struct qcow2_queue *q);
+void hold_drained(struct qcow2_queue *q);
+
+/* Whether a queue has nothing in flight that is held back. */
+static inline bool hold_is_drained(const struct qcow2_queue *q)
+{
+	return q->hold == HOLD_ALL ? !q->inflight : !q->writes_inflight;
+}
 
 static inline void epoch_exit(struct qcow2_queue *q, unsigned slot)
 {

@@ -209,7 +209,7 @@ int map_peek(struct qcow2_image *img, uint64_t goff, uint64_t max_bytes, struct 
 int map_lookup(struct qcow2_image *img, uint64_t goff, uint64_t max_bytes, struct map_extent *ext)
 {
 	struct slice *s;
-	int ret = map_slice_get(img, goff >> img->cluster_bits, false, &s);
+	int ret = map_slice_get(img, goff >> img->cluster_bits, &s);
 
 	if (ret)
 		return ret;
@@ -263,30 +263,123 @@ static int l2_table_create(struct qcow2_image *img, uint64_t index)
 	return 0;
 }
 
-int map_slice_get(struct qcow2_image *img, uint64_t gcluster, bool create, struct slice **out)
+/* The keys of the slices of the table of L1 entry @index: the first of @per_table. */
+static uint64_t first_key(const struct qcow2_image *img, uint64_t index, uint64_t *per_table)
 {
-	uint64_t index = l1_index(img, gcluster), hoff;
-	uint64_t in_table = gcluster & (((uint64_t)1 << img->l2_bits) - 1);
-	int ret;
+	*per_table = (uint64_t)1 << (img->l2_bits - img->l2_slice_bits);
+	return index * *per_table;
+}
 
-	*out = NULL;
-	ret = l2_table_offset(img, index, &hoff);
-	if (ret)
-		return ret;
-	if (!hoff) {
-		if (!create)
+uint64_t map_slice_locate(struct qcow2_image *img, uint64_t key)
+{
+	uint64_t per_table, index = key >> (img->l2_bits - img->l2_slice_bits);
+	uint64_t hoff = table_get(&img->l1, index) & QCOW2_L1_OFFSET_MASK;
+
+	return hoff + (key - first_key(img, index, &per_table)) * img->slice_bytes;
+}
+
+/*
+ * Until this returns 0 nothing of the table is being read or waits to be written; a slice that has
+ * changed belongs to an operation that stopped half way (snapshot_ops.c).
+ */
+static int settle_slices(struct qcow2_image *img, uint64_t first, uint64_t count)
+{
+	for (;;) {
+		int ret;
+
+		cache_wait_loaded(&img->l2_cache, first, count);
+		if (!cache_any_dirty(&img->l2_cache, first, count))
 			return 0;
-		co_lock(&img->l1_lock);
-		if (!table_get(&img->l1, index))
-			ret = l2_table_create(img, index);
-		co_unlock(&img->l1_lock);
-		if (!ret)
-			ret = l2_table_offset(img, index, &hoff);
+		ret = writeback_run(img);
 		if (ret)
 			return ret;
 	}
-	return cache_get(&img->l2_cache, map_slice_key(img, gcluster),
-			 hoff + (in_table >> img->l2_slice_bits) * img->slice_bytes, false, out);
+}
+
+/* Writes a copy of the table at @from to host cluster @hcluster; under l1_lock. */
+static int l2_table_copy(struct qcow2_image *img, uint64_t from, uint64_t hcluster)
+{
+	int ret = storage_pread(img->st, from, img->l2_scratch, img->cluster_bytes);
+
+	if (ret)
+		return ret;
+	ret = storage_pwrite(img->st, hcluster << img->cluster_bits, img->l2_scratch,
+			     img->cluster_bytes);
+	img->wb.meta_writes++;
+	return ret;
+}
+
+/*
+ * Gives the image a copy of the table of L1 entry @index, which it shares with a snapshot; under l1_lock.
+ * The copy is in the file before the entry (rule 1: a pass syncs it with its first step), and the old
+ * table loses a reference when the entry is durable (rule 4). The slices in the cache go along.
+ */
+static int l2_table_unshare(struct qcow2_image *img, uint64_t index, unsigned *reserved)
+{
+	uint64_t old = table_get(&img->l1, index), entry, hcluster, got, count;
+	uint64_t first = first_key(img, index, &count);
+	uint64_t from = old & QCOW2_L1_OFFSET_MASK;
+	bool zeroed;
+	int ret = refcount_get(img, from >> img->cluster_bits, &got);
+
+	/* Only the flag is missing: a crash during an operation on a snapshot may leave it so. */
+	if (!ret && got == 1) {
+		reclog_table(img, RECLOG_L1, index, old, old | QCOW2_COPIED);
+		table_set(&img->l1, img, index, old | QCOW2_COPIED);
+	}
+	if (ret || got == 1)
+		return ret;
+	ret = alloc_clusters(img, 1, &hcluster, &got, &zeroed);
+	if (ret)
+		return ret;
+	entry = hcluster << img->cluster_bits | QCOW2_COPIED;
+	ret = settle_slices(img, first, count);
+	if (!ret)
+		ret = l2_table_copy(img, from, hcluster);
+	if (!ret)
+		ret = metaset_add(&img->metaset, hcluster);
+	if (ret) {
+		alloc_undo(img, hcluster, 1);
+		return ret;
+	}
+	/* Who was let in meanwhile has read what was copied. From here on nothing suspends. */
+	cache_wait_loaded(&img->l2_cache, first, count);
+	cache_move(&img->l2_cache, first, count, entry & QCOW2_L1_OFFSET_MASK);
+	reclog_table(img, RECLOG_L1, index, old, entry);
+	table_set(&img->l1, img, index, entry);
+	metaset_remove(&img->metaset, from >> img->cluster_bits);
+	frees_add(img, from >> img->cluster_bits, reserved);
+	return 0;
+}
+
+int map_slice_get(struct qcow2_image *img, uint64_t gcluster, struct slice **out)
+{
+	uint64_t hoff;
+	int ret = l2_table_offset(img, l1_index(img, gcluster), &hoff);
+
+	*out = NULL;
+	if (ret || !hoff)
+		return ret;
+	return cache_get(&img->l2_cache, map_slice_key(img, gcluster), 0, false, out);
+}
+
+int map_slice_own(struct qcow2_image *img, uint64_t gcluster, unsigned *reserved,
+		  struct slice **out)
+{
+	uint64_t index = l1_index(img, gcluster), hoff;
+	int ret = l2_table_offset(img, index, &hoff);
+
+	*out = NULL;
+	if (!ret && !(table_get(&img->l1, index) & QCOW2_COPIED)) {
+		co_lock(&img->l1_lock);
+		hoff = table_get(&img->l1, index);
+		if (!hoff)
+			ret = l2_table_create(img, index);
+		else if (!(hoff & QCOW2_COPIED))
+			ret = l2_table_unshare(img, index, reserved);
+		co_unlock(&img->l1_lock);
+	}
+	return ret ? ret : map_slice_get(img, gcluster, out);
 }
 
 void map_entry_unref(struct qcow2_image *img, uint64_t word, unsigned *reserved)

@@ -146,12 +146,19 @@ int map_peek(struct qcow2_image *img, uint64_t goff, uint64_t max_bytes, struct 
 int map_lookup(struct qcow2_image *img, uint64_t goff, uint64_t max_bytes,
 	       struct map_extent *ext) must_check;
 
+/* The pinned slice that maps @gcluster, to read; *@out NULL if there is no L2 table. -EIO if it is broken. */
+int map_slice_get(struct qcow2_image *img, uint64_t gcluster, struct slice **out) must_check;
+
 /*
- * The pinned slice that maps @gcluster; *@out NULL if there is no L2 table (with @create, one is made).
- * -EIO if the table is broken.
+ * The same for a change: the table is made if there is none, and copied if it is shared with a snapshot
+ * (which may take one of *@reserved frees for each table, and a record of the log). The request is one
+ * that image_hold() waits for.
  */
-int map_slice_get(struct qcow2_image *img, uint64_t gcluster, bool create,
+int map_slice_own(struct qcow2_image *img, uint64_t gcluster, unsigned *reserved,
 		  struct slice **out) must_check;
+
+/* For the cache: where the slice of @key lies. */
+uint64_t map_slice_locate(struct qcow2_image *img, uint64_t key);
 
 /* Sets entries; slice_begin_change() was called. */
 void map_entry_store(struct qcow2_image *img, struct slice *s, uint32_t index,

@@ -52,9 +52,17 @@ static int metaset_grow(struct metaset *m)
 	return 0;
 }
 
+static bool has_own(const struct metaset *m, uint64_t hcluster)
+{
+	for (int i = 0; i < METASET_RANGES; i++)
+		if (hcluster - m->ranges[i].first < m->ranges[i].count)
+			return true;
+	return m->slots[slot_of(m, hcluster)] != 0;
+}
+
 int metaset_add(struct metaset *m, uint64_t hcluster)
 {
-	if (metaset_has(m, hcluster))
+	if (has_own(m, hcluster))
 		return -EEXIST;
 	if ((m->used + 1) * 2 > m->mask) {
 		int ret = metaset_grow(m);
@@ -86,8 +94,5 @@ void metaset_remove(struct metaset *m, uint64_t hcluster)
 
 bool metaset_has(const struct metaset *m, uint64_t hcluster)
 {
-	for (int i = 0; i < METASET_RANGES; i++)
-		if (hcluster - m->ranges[i].first < m->ranges[i].count)
-			return true;
-	return m->slots[slot_of(m, hcluster)] != 0;
+	return has_own(m, hcluster) || (m->behind && has_own(m->behind, hcluster));
 }

@@ -9,6 +9,10 @@
  *
  * One grace period at a time (frees.c has one reclaim running).
  *
+ * A *hold* keeps requests at the entrance while a structural operation runs (rules 10 and 17): each queue
+ * is told what to hold back, and answers when what it has of that in flight has completed. A queue that is
+ * made meanwhile holds as well. One hold at a time (img->barrier).
+ *
  * A question on its way keeps its queue: who destroys one waits until it has answered.
  */
 #include <errno.h>
@@ -16,6 +20,7 @@
 
 #include "qcow2/image.h"
 #include "qcow2/inflate.h"
+#include "qcow2/request.h"
 
 /* A question to one queue, and the way back. Static in number: one for each queue, per asker. */
 struct ask {
@@ -118,6 +123,58 @@ void image_grace(struct qcow2_image *img)
 	ask_all(img, grace_begin, false);
 }
 
+/* ---- holding requests back ---- */
+
+static void hold_begin(struct ask *ask)
+{
+	struct qcow2_queue *q = ask->q;
+
+	assert(!q->hold_msg);
+	q->hold = q->img->hold;
+	if (hold_is_drained(q))
+		ask_answer(ask);
+	else
+		q->hold_msg = &ask->msg;
+}
+
+void hold_drained(struct qcow2_queue *q)
+{
+	struct ask *ask = container_of(q->hold_msg, struct ask, msg);
+
+	q->hold_msg = NULL;
+	ask_answer(ask);
+}
+
+static void hold_end(struct ask *ask)
+{
+	struct list held = LIST_INIT(held);
+	struct qcow2_queue *q = ask->q;
+
+	q->hold = HOLD_NONE;
+	list_splice_tail(&held, &q->held);
+	request_start_held(&held);
+	ask_answer(ask);
+}
+
+static void hold_set(struct qcow2_image *img, enum hold what)
+{
+	pthread_mutex_lock(&img->queues_lock);
+	img->hold = what;
+	pthread_mutex_unlock(&img->queues_lock);
+}
+
+void image_hold(struct qcow2_image *img, enum hold what)
+{
+	hold_set(img, what);
+	ask_all(img, hold_begin, false);
+}
+
+void image_release(struct qcow2_image *img)
+{
+	hold_set(img, HOLD_NONE);
+	ask_all(img, hold_end, false);
+}
+
 uint64_t image_writes_done(struct qcow2_image *img)
 {
 	uint64_t sum = img->wb.meta_writes;
@@ -148,6 +205,7 @@ static bool queue_register(struct qcow2_queue *q)
 	room = img->nr_queues < QUEUES_MAX;
 	if (room) {
 		q->index = img->nr_queues;
+		q->hold = img->hold;
 		img->queues[img->nr_queues++] = q;
 	}
 	pthread_mutex_unlock(&img->queues_lock);
@@ -166,6 +224,7 @@ int qcow2_queue_create(struct qcow2_queue **out, struct qcow2_image *img, struct
 	q->loop = loop;
 	co_mutex_init(&q->copy_lock);
 	co_waitq_init(&q->answered);
+	list_init(&q->held);
 	q->copy_buf = aligned_alloc(4096, max_of(img->cluster_bytes, 4096u));
 	if (!q->copy_buf)
 		ret = error_set(err, -ENOMEM, "%s: no memory for a queue", img->st->name);
@@ -192,7 +251,7 @@ void qcow2_queue_destroy(struct qcow2_queue *q)
 	if (!q)
 		return;
 	img = q->img;
-	assert(!q->epoch_count[0] && !q->epoch_count[1] && !q->inflight);
+	assert(!q->epoch_count[0] && !q->epoch_count[1] && !q->inflight && list_empty(&q->held));
 	pthread_mutex_lock(&img->queues_lock);
 	img->gone_writes += q->writes_done; /* they stay counted */
 	img->queues[q->index] = NULL;	    /* no more questions */

@@ -308,6 +308,20 @@ static int record_check(const struct qcow2_image *img, const struct reclog_recor
 	}
 }
 
+/*
+ * Whether @now is @value, COPIED aside: that may be set or clear without a record, by an operation on
+ * snapshots, and follows from the refcounts.
+ */
+static bool same_entry(uint64_t now, uint64_t value)
+{
+	return !((now ^ value) & ~QCOW2_COPIED);
+}
+
+static bool same_but_copied(struct map_entry now, struct map_entry value)
+{
+	return same_entry(now.word, value.word) && now.bitmap == value.bitmap;
+}
+
 /* Tables first: L2 entries of a new table need it. */
 static int replay_table(struct qcow2_image *img, const struct reclog_record *r)
 {
@@ -316,16 +330,17 @@ static int replay_table(struct qcow2_image *img, const struct reclog_record *r)
 	uint64_t now = table_get(t, r->index), hcluster = (r->value & mask) >> img->cluster_bits;
 	int ret;
 
-	if (now != r->value && now != r->old)
+	if (!same_entry(now, r->value) && !same_entry(now, r->old))
 		return -ESTALE;
-	if (now != r->value) {
-		if (!r->value)
+	if (!same_entry(now, r->value)) {
+		if (r->old) /* a table that was shared, or a block that was not needed */
 			metaset_remove(&img->metaset, (r->old & mask) >> img->cluster_bits);
 		ret = r->value ? metaset_add(&img->metaset, hcluster) : 0;
 		if (ret)
 			return ret == -EEXIST ? -ESTALE : ret;
-		table_set(t, img, r->index, r->value);
 	}
+	if (now != r->value)
+		table_set(t, img, r->index, r->value);
 	return r->value ? refcount_ensure(img, hcluster, 1) : 0;
 }
 
@@ -350,7 +365,7 @@ static int note_l2(struct qcow2_image *img, struct seen_map *m, uint64_t positio
 		struct map_entry now = {0};
 		struct seen *seen = seen_find(m, g);
 		struct slice *s;
-		int ret = map_slice_get(img, g, false, &s);
+		int ret = map_slice_get(img, g, &s);
 
 		if (ret)
 			return ret;
@@ -361,8 +376,8 @@ static int note_l2(struct qcow2_image *img, struct seen_map *m, uint64_t positio
 		if (!seen->gcluster)
 			*seen = (struct seen){.gcluster = g + 1};
 		seen->final = record_entry(img, position, i, false);
-		seen->matched |= map_entry_equal(now, seen->final) ||
-				 map_entry_equal(now, record_entry(img, position, i, true));
+		seen->matched |= same_but_copied(now, seen->final) ||
+				 same_but_copied(now, record_entry(img, position, i, true));
 	}
 	return 0;
 }
@@ -384,7 +399,7 @@ static int apply_l2(struct qcow2_image *img, struct seen_map *m)
 		while (!ret && clusters)
 			ret = refcount_ensure(img, host + --clusters, 1);
 		if (!ret)
-			ret = map_slice_get(img, g, false, &s);
+			ret = map_slice_get(img, g, &s);
 		if (!ret && !s)
 			ret = -ESTALE;
 		if (ret)
@@ -430,6 +445,10 @@ static void free_unlinked(struct qcow2_image *img, struct seen_map *m, uint64_t 
 	for (uint64_t p = from; p < to; p++) {
 		const struct reclog_record *r = record_at(&img->reclog, p);
 
+		/* a table that was shared with a snapshot */
+		if (r->type == RECLOG_L1 && r->old && !same_host(r->old, r->value) &&
+		    free_entry(img, r->old & QCOW2_L1_OFFSET_MASK))
+			return;
 		for (uint32_t i = 0; r->type == RECLOG_L2 && i < r->count; i++) {
 			uint64_t old = step(img, r->old, i), next = step(img, r->value, i);
 			uint64_t final = seen_find(m, r->index + i)->final.word;

@@ -182,6 +182,34 @@ static void interpret(struct request *r)
 		r->flags |= BLK_NOUNMAP;
 }
 
+/* ---- the entrance, where requests are counted and may be held back ---- */
+
+static bool request_changes(const struct request *r)
+{
+	return r->op != BLK_READ && r->op != BLK_FLUSH;
+}
+
+static bool request_is_held(const struct request *r)
+{
+	return r->q->hold == HOLD_ALL || (r->q->hold == HOLD_WRITES && request_changes(r));
+}
+
+static void request_enter(struct request *r)
+{
+	r->q->inflight++;
+	r->q->writes_inflight += request_changes(r);
+}
+
+void request_leave(struct request *r)
+{
+	struct qcow2_queue *q = r->q;
+
+	q->inflight--;
+	q->writes_inflight -= request_changes(r);
+	if (q->hold_msg && hold_is_drained(q))
+		hold_drained(q);
+}
+
 /* ---- the fast path: one extent, in place ---- */
 
 static void fast_complete(struct storage_io *io, int ret)
@@ -193,7 +221,7 @@ static void fast_complete(struct storage_io *io, int ret)
 	if (io->op == STORAGE_WRITE)
 		atomic_fetch_add_explicit(&q->writes_done, 1, memory_order_release);
 	epoch_exit(q, r->epoch);
-	q->inflight--;
+	request_leave(r);
 	blk_request_complete(r->req, ret);
 }
 
@@ -309,8 +337,30 @@ static void request_task(struct co_task *task)
 	if (mutant(MUTANT_ACK_BEFORE_LINK) && ret == REQUEST_ACKED)
 		return;
 	assert(ret <= 0 && !r->parts_busy);
-	r->q->inflight--;
+	request_leave(r);
 	blk_request_complete(r->req, ret);
+}
+
+static void request_start(struct request *r)
+{
+	request_enter(r);
+	if (fast_path(r))
+		return;
+	co_latch_init(&r->latch);
+	r->parts_busy = 0;
+	r->part_waiter = NULL;
+	r->stream = NULL;
+	r->task.fn = request_task;
+	list_init(&r->task.list);
+	loop_spawn(r->q->loop, &r->task);
+}
+
+void request_start_held(struct list *held)
+{
+	struct list *l;
+
+	while ((l = list_pop(held)))
+		request_start(container_of(list_entry(l, struct co_task, list), struct request, task));
 }
 
 void qcow2_submit(struct qcow2_queue *q, struct blk_request *req)
@@ -322,15 +372,11 @@ void qcow2_submit(struct qcow2_queue *q, struct blk_request *req)
 	assert(is_aligned(req->offset_bytes | req->len_bytes, 512));
 	r->req = req;
 	r->q = q;
-	q->inflight++;
 	interpret(r);
-	if (fast_path(r))
+	if (request_is_held(r)) {
+		list_init(&r->task.list);
+		list_add_tail(&q->held, &r->task.list);
 		return;
-	co_latch_init(&r->latch);
-	r->parts_busy = 0;
-	r->part_waiter = NULL;
-	r->stream = NULL;
-	r->task.fn = request_task;
-	list_init(&r->task.list);
-	loop_spawn(q->loop, &r->task);
+	}
+	request_start(r);
 }

@@ -64,6 +64,11 @@ void part_add_zeros(struct part *part, uint64_t len_bytes);
 void part_add_payload(struct part *part, const struct payload *payload, uint64_t goff,
 		      uint64_t len_bytes);
 
+/* The request is about to complete: it is not in flight any more. */
+void request_leave(struct request *r);
+/* image_release(): submits what was held back, in order; on the queue's loop. */
+void request_start_held(struct list *held);
+
 /* The bodies of the coroutines; 0 or -errno, or REQUEST_ACKED. */
 #define REQUEST_ACKED 1 /* a mutant completed it early, @r is gone */
 

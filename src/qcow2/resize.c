@@ -212,9 +212,18 @@ static int grow(struct qcow2_image *img, uint64_t size_bytes, struct error *err)
 static int unlink_in_slice(struct qcow2_image *img, uint64_t first, uint64_t end, unsigned *reserved)
 {
 	struct slice *s;
-	int ret = map_slice_get(img, first, false, &s);
+	bool any = false;
+	int ret = map_slice_get(img, first, &s);
 
 	if (ret || !s)
+		return ret;
+	for (uint64_t g = first; g < end; g++)
+		any |= !map_entry_is_empty(map_entry_load(img, s, map_slice_index(img, g)));
+	cache_put(&img->l2_cache, s);
+	if (!any) /* a table that is shared with a snapshot stays so */
+		return 0;
+	ret = map_slice_own(img, first, reserved, &s);
+	if (ret)
 		return ret;
 	ret = slice_begin_change(&img->l2_cache, s);
 	for (uint64_t g = first; !ret && g < end; g++) {
@@ -237,7 +246,7 @@ static int unlink_range(struct qcow2_image *img, uint64_t first, uint64_t end)
 
 	while (!ret && first < end) {
 		uint64_t to = min_of(end, align_down(first, per_slice) + per_slice);
-		unsigned reserved = SHRINK_BATCH * MAP_ENTRY_HCLUSTERS_MAX;
+		unsigned reserved = SHRINK_BATCH * MAP_ENTRY_HCLUSTERS_MAX + 1; /* and a table */
 
 		to = min_of(to, first + SHRINK_BATCH);
 		ret = frees_reserve(img, reserved);
@@ -259,7 +268,7 @@ static int table_is_empty(struct qcow2_image *img, uint64_t i, bool *empty)
 	*empty = true;
 	for (; *empty && g < end; g += per_slice) {
 		struct slice *s;
-		int ret = map_slice_get(img, g, false, &s);
+		int ret = map_slice_get(img, g, &s);
 
 		if (ret || !s)
 			return ret;
@@ -396,11 +405,18 @@ static int check(const struct qcow2_image *img, uint64_t size_bytes, struct erro
 
 static int resize_on_loop(struct qcow2_image *img, uint64_t size_bytes, struct error *err)
 {
-	int ret = image_first_write(img);
+	int ret;
 
+	co_lock(&img->barrier);
+	ret = image_first_write(img);
 	if (ret)
-		return error_set(err, ret, "cannot be written: %s", error_text(NULL, ret));
-	return size_bytes > img->size_bytes ? grow(img, size_bytes, err) : shrink(img, size_bytes, err);
+		error_set(err, ret, "cannot be written: %s", error_text(NULL, ret));
+	else if (size_bytes > img->size_bytes)
+		ret = grow(img, size_bytes, err);
+	else
+		ret = shrink(img, size_bytes, err);
+	co_unlock(&img->barrier);
+	return ret;
 }
 
 struct resizing {

@@ -43,8 +43,10 @@ struct segment {
 #define ROUND_SEGMENTS 8
 /* Guest clusters of a round: bounds its lock and what it reserves in the recovery log. */
 #define ROUND_CLUSTERS 256
-/* Clusters that a round may unlink: one entry for each segment. */
-#define ROUND_FREES (ROUND_SEGMENTS * MAP_ENTRY_HCLUSTERS_MAX)
+/* L2 tables that a round may need: of 32 entries at least. */
+#define ROUND_TABLES (ROUND_CLUSTERS / 32 + 1)
+/* Clusters that a round may unlink: one entry for each segment, and tables shared with a snapshot. */
+#define ROUND_FREES (ROUND_SEGMENTS * MAP_ENTRY_HCLUSTERS_MAX + ROUND_TABLES)
 
 struct round {
 	struct qcow2_image *img;
@@ -150,7 +152,7 @@ static enum segment_kind segment_kind(const struct round *round, uint64_t gclust
  * What is to be done with the entry at @gcluster; nothing is allocated yet. A cluster that gets its rest
  * from the backing chain is copied like a shared one; it can be the round's first or last only.
  */
-static int segment_classify(const struct round *round, uint64_t gcluster, uint64_t want,
+static int segment_classify(struct round *round, uint64_t gcluster, uint64_t want,
 			    struct segment *seg)
 {
 	struct qcow2_image *img = round->img;
@@ -165,7 +167,7 @@ static int segment_classify(const struct round *round, uint64_t gcluster, uint64
 	if (whole && want > 1 && !cluster_covered(round, gcluster + want - 1))
 		want--;
 	if (!ret)
-		ret = map_slice_get(img, gcluster, true, &s);
+		ret = map_slice_own(img, gcluster, &round->reserved, &s);
 	if (ret)
 		return ret;
 	e = map_entry_load(img, s, index);
@@ -302,7 +304,7 @@ static int64_t link_in_slice(struct round *round, const struct segment *seg, uin
 	uint32_t index = map_slice_index(img, gcluster), end = 1u << img->l2_slice_bits;
 	uint64_t n = min_of(seg->clusters - from, (uint64_t)(end - index));
 	struct slice *s;
-	int ret = map_slice_get(img, gcluster, false, &s);
+	int ret = map_slice_get(img, gcluster, &s);
 
 	if (ret || !s)
 		return ret ? ret : -EIO;
@@ -523,7 +525,7 @@ static int write_allocating(struct request *r, uint64_t goff, uint64_t end,
 			round.io_ret = round_write(r, &round, payload);
 			if (mutant(MUTANT_ACK_BEFORE_LINK) && !round.io_ret && round.pos == end &&
 			    r->req->op == BLK_WRITE && !r->req->flags) {
-				r->q->inflight--;
+				request_leave(r);
 				blk_request_complete(r->req, 0);
 				co_sleep_ns(1000000);
 				(void)image_call(img, round_link, &round);

@@ -16,7 +16,7 @@
 #include "qcow2/request.h"
 
 #define UNMAP_BATCH 256
-#define UNMAP_FREES (UNMAP_BATCH * MAP_ENTRY_HCLUSTERS_MAX)
+#define UNMAP_FREES (UNMAP_BATCH * MAP_ENTRY_HCLUSTERS_MAX + 1) /* and a table that was shared */
 
 struct unmap {
 	struct qcow2_image *img;
@@ -49,13 +49,37 @@ static struct map_entry zero_entry(const struct unmap *u, uint64_t g, struct map
 	return entry;
 }
 
+/* Whether any of clusters [@first, @end) of one slice is to change: else a shared table stays shared. */
+static int unmap_changes(struct unmap *u, uint64_t first, uint64_t end, bool *any)
+{
+	struct qcow2_image *img = u->img;
+	struct slice *s;
+	int ret = map_slice_get(img, first, &s);
+
+	*any = !ret && !s && backed(img, first);
+	if (ret || !s)
+		return ret;
+	for (uint64_t g = first; g < end && !*any; g++) {
+		uint32_t index = map_slice_index(img, g);
+		struct map_entry entry = map_entry_load(img, s, index);
+
+		*any = map_entry_is_bad(s, index) || !map_entry_equal(zero_entry(u, g, entry), entry);
+	}
+	cache_put(&img->l2_cache, s);
+	return 0;
+}
+
 /* Clusters [@first, @end) of one slice; under their lock. */
 static int unmap_in_slice(struct unmap *u, uint64_t first, uint64_t end, unsigned *reserved)
 {
 	struct qcow2_image *img = u->img;
 	struct slice *s;
-	int ret = map_slice_get(img, first, backed(img, first), &s), broken = 0;
+	bool any;
+	int ret = unmap_changes(u, first, end, &any), broken = 0;
 
+	if (ret || !any)
+		return ret;
+	ret = map_slice_own(img, first, reserved, &s);
 	if (ret || !s)
 		return ret;
 	ret = slice_begin_change(&img->l2_cache, s);

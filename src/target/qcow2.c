@@ -21,6 +21,7 @@
 #include "qcow2.h"
 #include "ring/co.h"
 #include "storage/storage.h"
+#include "target/snapshot.h"
 #include "target/target.h"
 
 /* What one request may cover; a large one goes through the map slice by slice. */
@@ -61,6 +62,7 @@ static int open_image(struct qcow2_target *qt, struct storage **st, const struct
 	};
 	struct qcow2_options options = {
 		.read_only = opts->read_only,
+		.snapshot = opts->snapshot,
 		.cache_size_bytes = opts->cache_size_bytes,
 		.writeback_delay_ms = opts->writeback_delay_ms,
 		.max_inflight = opts->queues * opts->depth,
@@ -284,6 +286,12 @@ static int qcow2_target_resize(struct target *t, uint64_t size_bytes, struct err
 	return r.ret;
 }
 
+static int qcow2_target_snapshot(struct target *t, enum target_snapshot what, const char *name,
+				 uint64_t *pause_ns, struct error *err)
+{
+	return snapshot_run(self(t)->img, what, name, pause_ns, err);
+}
+
 static int qcow2_target_close(struct target *t, struct error *err)
 {
 	struct qcow2_target *qt = self(t);
@@ -307,5 +315,6 @@ const struct target_ops target_qcow2 = {
 	.submit = qcow2_target_submit,
 	.queue_stop = qcow2_target_queue_stop,
 	.resize = qcow2_target_resize,
+	.snapshot = qcow2_target_snapshot,
 	.close = qcow2_target_close,
 };

@@ -46,6 +46,7 @@ struct target_recovery {
 struct target_options {
 	const char *path; /* image or device; NULL for null */
 	bool read_only;
+	const char *snapshot;	   /* read-only: the disk as it was then; NULL: as it is */
 	bool direct;		   /* O_DIRECT where the file system can */
 	unsigned queues;	   /* how many queues will be started, at most; 0 for a daemon: it chooses */
 	unsigned depth;		   /* requests in flight in each queue, at most */
@@ -75,6 +76,8 @@ struct target_limits {
 	bool rotational;
 };
 
+enum target_snapshot { TARGET_SNAPSHOT_CREATE, TARGET_SNAPSHOT_APPLY, TARGET_SNAPSHOT_DELETE };
+
 struct target_ops {
 	const char *name;
 	size_t request_bytes;	 /* private memory for each request; see blk_request.priv */
@@ -93,6 +96,12 @@ struct target_ops {
 	 * change (frontend_ops.resize follows). NULL: it cannot.
 	 */
 	int (*resize)(struct target *t, uint64_t size_bytes, struct error *err);
+	/*
+	 * An operation on a snapshot inside the image, on the main thread, while the queues run; waits for
+	 * it. *@pause_ns: for how long I/O was held back. NULL: there are no snapshots.
+	 */
+	int (*snapshot)(struct target *t, enum target_snapshot what, const char *name,
+			uint64_t *pause_ns, struct error *err);
 	/*
 	 * Flushes and releases everything, also where no queue was ever started. Returns the error that
 	 * the last flush met (the target is gone all the same).

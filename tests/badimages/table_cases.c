@@ -142,6 +142,17 @@ static void cut_cluster(struct image *img, uint64_t at, uint64_t unused)
 	resize(img, at);
 }
 
+/* A field of the first snapshot's entry. */
+static void snapshot64(struct image *img, uint64_t at, uint64_t v)
+{
+	set64(img, get64(img, F_SNAPSHOTS_OFFSET) + at, v);
+}
+
+static void snapshot32(struct image *img, uint64_t at, uint64_t v)
+{
+	set32(img, get64(img, F_SNAPSHOTS_OFFSET) + at, (uint32_t)v);
+}
+
 #define BIG ((uint64_t)1 << 62)
 
 const struct bad_case table_cases[] = {
@@ -179,7 +190,14 @@ const struct bad_case table_cases[] = {
 	{"rt_limit", "v3", SERVED, "", long_refcount_table, 2048},
 
 	/* snapshots */
-	{"snapshots", "snap", UNSERVED, "snapshot", field64, F_AUTOCLEAR, 0},
+	{"snapshots", "snap", SERVED, "", field64, F_AUTOCLEAR, 0},
+	{"snapshot_l1_unaligned", "snap", READ_ONLY, "no valid L1 table", snapshot64, 0, 512},
+	{"cve_2014_0143_snapshot_l1_far", "snap", READ_ONLY, "no valid L1 table", snapshot64, 0, BIG},
+	{"cve_2014_0147_snapshot_l1_long", "snap", READ_ONLY, "no valid L1 table", snapshot32, 8,
+	 0xffffffff},
+	{"snapshot_extra_long", "snap", READ_ONLY, "extra data", snapshot32, 36, 0xffffffff},
+	{"snapshot_extra_1025", "snap", READ_ONLY, "extra data", snapshot32, 36, 1025},
+	{"snapshot_extra_none", "snap", SERVED, "", snapshot32, 36, 0},
 	{"snapshots_unaligned", "v3", UNSERVED, "snapshot", snapshots, 1, 512},
 	{"snapshots_in_header", "v3", UNSERVED, "snapshot", snapshots, 1, 0},
 	{"snapshots_far", "v3", UNSERVED, "snapshot", snapshots, 1, BIG},

@@ -401,6 +401,33 @@ static int do_forget(struct io *io, int argc, char **argv)
 	return ret;
 }
 
+static int load_shadow(struct io *io, const char *path)
+{
+	shadow_destroy(io->shadow);
+	io->shadow = shadow_create(rig_size_bytes(io->rig));
+	return io->shadow ? shadow_load(io->shadow, path) : -ENOMEM;
+}
+
+/* With requests in flight, but for apply; then FILE is what the shadow goes on from. */
+static int do_snapshot(struct io *io, int argc, char **argv)
+{
+	static const char *const names[] = {"create", "apply", "delete"};
+	struct error err = {0};
+	uint64_t pause_ns;
+	int what = 0, ret;
+
+	while (argc > 1 && what < 3 && strcmp(argv[1], names[what]))
+		what++;
+	if (argc < 3 || argc > 4 || what == 3)
+		return -EINVAL;
+	if (what == 1)
+		drain(io);
+	ret = rig_snapshot(io->rig, what, argv[2], &pause_ns, &err);
+	if (ret && ret != io->expected)
+		printf("line %" PRIu64 ": %s\n", io->line, error_text(&err, ret));
+	return ret || argc < 4 || !io->shadow ? ret : load_shadow(io, argv[3]);
+}
+
 static int do_sleep(struct io *io, int argc, char **argv)
 {
 	if (argc != 2)
@@ -460,7 +487,7 @@ static const struct command {
 	{"flush", do_flush},	  {"aio_flush_req", do_flush}, {"aio_flush", do_aio_flush},
 	{"dump", do_dump},	  {"readall", do_dump},	     {"sleep", do_sleep},
 	{"abort", do_abort},	  {"length", do_length},     {"reopen", do_reopen},
-	{"forget", do_forget},
+	{"forget", do_forget},	  {"snapshot", do_snapshot},
 };
 
 static int run_words(struct io *io, int argc, char **argv)
@@ -539,6 +566,7 @@ static const char usage_text[] =
 	"  -w, --writeback-delay MS                    -i, --ignore-discard\n"
 	"  -z, --detect-zeroes 0|1|2                   off, on, unmap\n"
 	"  -l, --log FILE       the recovery log       -R, --recover   from the log\n"
+	"  -s, --snapshot NAME  the disk as it was then, read-only\n"
 	"  -S, --shadow FILE    compare every read with a copy in memory that starts as the raw\n"
 	"                       FILE's contents, or as zeros (--shadow zero)\n"
 	"\n"
@@ -551,6 +579,8 @@ static const char usage_text[] =
 	"          reopen, sleep MS, length\n"
 	"          abort [FILE]            end as if killed; what --shadow can take goes to FILE\n"
 	"          forget OFFSET LENGTH    the shadow does not know what is there\n"
+	"          snapshot create|apply|delete NAME [FILE]\n"
+	"                                  FILE: what the shadow is to be then\n"
 	"          fail ERRNO COMMAND      the command must fail so\n"
 	"          try COMMAND             the command may fail with EIO\n";
 
@@ -567,6 +597,7 @@ static const struct option long_options[] = {
 	{"shadow", required_argument, NULL, 'S'},
 	{"log", required_argument, NULL, 'l'},
 	{"recover", no_argument, NULL, 'R'},
+	{"snapshot", required_argument, NULL, 's'},
 	{"help", no_argument, NULL, 'h'},
 	{0},
 };
@@ -578,7 +609,7 @@ static int parse_options(struct io *io, int argc, char **argv, char **lines, uns
 	uint64_t value = 0;
 	int opt;
 
-	while ((opt = getopt_long(argc, argv, "rtnRiq:d:C:w:z:S:l:c:h", long_options, NULL)) != -1) {
+	while ((opt = getopt_long(argc, argv, "rtnRiq:d:C:w:z:S:l:c:hs:", long_options, NULL)) != -1) {
 		if (strchr("qdCwz", opt) && parse_size(optarg, &value) < 0)
 			return -EINVAL;
 		switch (opt) {
@@ -594,6 +625,10 @@ static int parse_options(struct io *io, int argc, char **argv, char **lines, uns
 		case 'S': io->shadow_path = optarg; break;
 		case 'l': io->opts.log_path = optarg; break;
 		case 'R': io->opts.recover = true; break;
+		case 's':
+			io->opts.snapshot = optarg;
+			io->opts.read_only = true;
+			break;
 		case 'c':
 			if (*count == COMMANDS_MAX)
 				return -E2BIG;

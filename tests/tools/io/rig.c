@@ -26,6 +26,7 @@
 #include "ring/co.h"
 #include "storage/names.h"
 #include "storage/storage.h"
+#include "target/snapshot.h"
 
 #define RIG_QUEUES_MAX 16
 #define RIG_DEPTH_MAX  1024
@@ -165,6 +166,11 @@ void rig_request_put(struct rig *rig, struct rig_request *req)
 {
 	req->next = req->queue->free;
 	req->queue->free = req;
+}
+
+int rig_snapshot(struct rig *rig, int what, const char *name, uint64_t *pause_ns, struct error *err)
+{
+	return snapshot_run(rig->img, (enum target_snapshot)what, name, pause_ns, err);
 }
 
 unsigned rig_in_flight(const struct rig *rig)
@@ -347,6 +353,7 @@ static int open_image(struct rig *rig, const char *path, const struct rig_option
 	};
 	struct qcow2_options img_opts = {
 		.read_only = opts->read_only,
+		.snapshot = opts->snapshot,
 		.cache_size_bytes = opts->cache_size_bytes,
 		.max_inflight = opts->depth * opts->queues,
 		.writeback_delay_ms = opts->writeback_delay_ms,

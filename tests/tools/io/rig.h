@@ -27,6 +27,7 @@ struct rig_options {
 	uint64_t writeback_delay_ms;
 	bool discard_ignore;
 	unsigned detect_zeroes; /* enum qcow2_detect_zeroes */
+	const char *snapshot; /* read-only: the disk as it was then; NULL: as it is */
 	const char *log_path; /* a file that is the recovery log; NULL: none */
 	bool recover;	      /* replay it, instead of starting it anew */
 };
@@ -60,6 +61,13 @@ void rig_submit(struct rig *rig, struct rig_request *req);
 struct rig_request *rig_reap(struct rig *rig, bool wait);
 void rig_request_put(struct rig *rig, struct rig_request *req);
 unsigned rig_in_flight(const struct rig *rig);
+
+/*
+ * An operation on a snapshot (enum target_snapshot), while requests are in flight; for how long they were
+ * held back.
+ */
+int rig_snapshot(struct rig *rig, int what, const char *name, uint64_t *pause_ns,
+		 struct error *err) must_check;
 
 /* Nothing may be in flight. Returns the error of the last flush; the rig is gone all the same. */
 int rig_close(struct rig *rig, struct error *err);

@@ -1,0 +1,571 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * snapshot_ops.c: create, apply and delete; see snapshot.h.
+ *
+ * Each is a barrier (rules 10 and 17): a pass while I/O goes on, which writes most of what there is to
+ * write; then writes are held back (for apply: all requests), and those in flight end with their links;
+ * another pass, after which the recovery log is empty and the file has all there is; the operation; a
+ * pass; and I/O goes on. Reads go on during create and delete, which leave the map as it is.
+ *
+ * Order of writes, with a sync between the lines; until the switch the image is what it was, but for
+ * counts that are too high (a crash leaks) and flags that are clear though they might be set:
+ *
+ *	create   COPIED cleared in the active tables
+ *	         counts of all that they refer to raised; the copy of the L1 table, the new snapshot table
+ *	         the header's first sector: the new snapshot table
+ *	         the old table's counts lowered
+ *
+ *	delete   counts of the new snapshot table raised, and the table
+ *	         the header's first sector: the new snapshot table
+ *	         counts lowered: the old table, the snapshot's L1 table and all it refers to
+ *	         COPIED set in the active tables where the count is 1
+ *
+ *	apply    COPIED cleared in the snapshot's tables, should some other program have left it there;
+ *	         counts of all that the snapshot refers to raised; the new L1 table
+ *	         the header's first sector: L1 table and size
+ *	         counts lowered: the old L1 table and all it refers to
+ *
+ * Nothing is logged for recovery: what is changed before the switch is as good as what it replaces, and
+ * a kill behind it leaves counts that are too high or flags that are clear.
+ *
+ * Invariants:
+ *  1. Before anything is changed all counts have been looked at: a cluster that cannot have another
+ *     reference refuses the operation, and the file is what it was.
+ *  2. After an error before the switch everything is taken back. After a switch whose outcome is not
+ *     known nothing is: both states must stay good (and nothing becomes durable any more).
+ *  3. COPIED is set in memory only when the lower count is durable, or goes to disk before it.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/log.h"
+#include "qcow2/alloc.h"
+#include "qcow2/image.h"
+#include "qcow2/snapshot.h"
+
+struct operation {
+	struct qcow2_image *img;
+	struct error *err;
+	struct snapshot_list list;
+	struct snapshot_refs refs;
+	uint64_t log_reserved;
+	uint64_t held_ns;
+	/* what is being made; 0 clusters: nothing */
+	uint64_t l1_hcluster, l1_clusters;
+	uint64_t table_hcluster, table_clusters;
+};
+
+static uint64_t clock_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+/* ---- the barrier ---- */
+
+static int pass(struct operation *op)
+{
+	int ret = writeback_run(op->img);
+
+	return ret ? error_set(op->err, ret, "%s: writing metadata failed: %s", op->img->st->name,
+			       strerror(-ret))
+		   : 0;
+}
+
+/* Room for each refcount block that may be made, and for each group's. */
+static uint64_t log_records(const struct qcow2_image *img)
+{
+	uint64_t l1_clusters = div_up(img->l1.entries * sizeof(be64_t), img->cluster_bytes);
+	uint64_t records = 2 * (l1_clusters >> img->rb_bits) + 256;
+
+	return img->reclog.header ? min_of(records, img->reclog.capacity / 4) : records;
+}
+
+/* What barrier_end() ends, whatever this returns. */
+static int barrier_begin(struct operation *op, enum hold what)
+{
+	struct qcow2_image *img = op->img;
+	int ret;
+
+	co_lock(&img->barrier);
+	ret = img->read_only ? -EROFS : image_first_write(img);
+	if (ret)
+		return error_set(op->err, ret, "%s: %s", img->st->name, strerror(-ret));
+	ret = pass(op);
+	if (ret)
+		return ret;
+	image_hold(img, what);
+	op->held_ns = clock_ns();
+	ret = pass(op);
+	if (!ret) {
+		uint64_t records = log_records(img);
+
+		ret = reclog_reserve(img, records);
+		if (!ret)
+			op->log_reserved = records;
+	}
+	if (!ret)
+		ret = snapshot_list_read(&op->list, img->st, &img->hdr, op->err);
+	return ret;
+}
+
+static void barrier_end(struct operation *op, uint64_t *pause_ns)
+{
+	struct qcow2_image *img = op->img;
+
+	if (op->log_reserved)
+		reclog_unreserve(img, op->log_reserved);
+	if (pause_ns)
+		*pause_ns = op->held_ns ? clock_ns() - op->held_ns : 0;
+	if (op->held_ns)
+		image_release(img);
+	snapshot_refs_free(&op->refs);
+	snapshot_list_free(&op->list);
+	co_unlock(&img->barrier);
+}
+
+/* ---- parts ---- */
+
+/* Writes @bytes, whole clusters of them, to new clusters; their counts are raised in memory. */
+static int write_new(struct operation *op, const void *data, uint64_t bytes, uint64_t *hcluster,
+		     uint64_t *clusters)
+{
+	struct qcow2_image *img = op->img;
+	uint64_t want = bytes >> img->cluster_bits;
+	int ret;
+
+	if (!want)
+		return 0;
+	ret = alloc_contiguous(img, want, hcluster);
+	if (ret)
+		return error_set(op->err, ret, "%s: cannot allocate a table: %s", img->st->name,
+				 strerror(-ret));
+	*clusters = want;
+	ret = storage_pwrite(img->st, *hcluster << img->cluster_bits, data, bytes);
+	img->wb.meta_writes++;
+	return ret ? error_set(op->err, ret, "%s: cannot write a table: %s", img->st->name,
+			       strerror(-ret))
+		   : 0;
+}
+
+/* The L1 table in op->refs, without flags, @entries long, to new clusters. */
+static int write_l1(struct operation *op, uint64_t entries)
+{
+	uint64_t bytes = align_up(entries * sizeof(be64_t), op->img->cluster_bytes);
+	be64_t *raw = aligned_alloc(4096, align_up(max_of(bytes, (uint64_t)1), 4096));
+	int ret;
+
+	if (!raw)
+		return error_set(op->err, -ENOMEM, "no memory for an L1 table");
+	memset(raw, 0, bytes);
+	for (uint64_t i = 0; i < op->refs.entries; i++)
+		raw[i] = be64_make(op->refs.l1[i] & ~QCOW2_COPIED);
+	ret = write_new(op, raw, bytes, &op->l1_hcluster, &op->l1_clusters);
+	free(raw);
+	return ret;
+}
+
+static int write_table(struct operation *op)
+{
+	void *table;
+	uint64_t bytes;
+	int ret = snapshot_list_encode(&op->list, &op->img->hdr, op->img->cluster_bytes, &table,
+				       &bytes, op->err);
+
+	if (ret)
+		return ret;
+	ret = write_new(op, table, bytes, &op->table_hcluster, &op->table_clusters);
+	free(table);
+	return ret;
+}
+
+/* Nothing refers to what was made. */
+static void give_back(struct operation *op)
+{
+	if (op->l1_clusters)
+		alloc_undo(op->img, op->l1_hcluster, op->l1_clusters);
+	if (op->table_clusters)
+		alloc_undo(op->img, op->table_hcluster, op->table_clusters);
+	op->l1_clusters = op->table_clusters = 0;
+}
+
+static void protect(struct operation *op, uint64_t hcluster, uint64_t clusters)
+{
+	for (uint64_t i = 0; i < clusters; i++)
+		if (metaset_add(&op->img->snapset, hcluster + i) == -ENOMEM)
+			log_warn("%s: no memory to protect a snapshot's tables",
+				 op->img->st->name);
+}
+
+/*
+ * After a header update failed: it may be in the file or not. Both are good as long as nothing changes,
+ * so nothing goes on before it is known to be the old one.
+ */
+static int switch_failed(struct operation *op, int ret, int restored)
+{
+	if (restored || writeback_sync(op->img))
+		writeback_give_up(op->img, ret);
+	return error_set(op->err, ret, "%s: cannot write the header: %s", op->img->st->name,
+			 strerror(-ret));
+}
+
+static int switched(struct operation *op)
+{
+	int ret = writeback_sync(op->img);
+
+	return ret ? error_set(op->err, ret, "%s: cannot sync: %s", op->img->st->name,
+			       strerror(-ret))
+		   : 0;
+}
+
+/* The header says from now on that the snapshot table is the new one; durably. */
+static int switch_table(struct operation *op)
+{
+	struct qcow2_image *img = op->img;
+	uint64_t old_offset = img->hdr.snapshots_offset;
+	uint32_t old_count = img->hdr.nb_snapshots;
+	uint64_t offset = op->table_clusters ? op->table_hcluster << img->cluster_bits : 0;
+	int ret = qcow2_header_set_snapshots(img->st, &img->hdr, offset, op->list.count);
+
+	if (!ret)
+		return switched(op);
+	return switch_failed(op, ret,
+			     qcow2_header_set_snapshots(img->st, &img->hdr, old_offset, old_count));
+}
+
+/* The header says from now on that the L1 table is the new one; durably. */
+static int switch_disk(struct operation *op, uint32_t entries, uint64_t size_bytes)
+{
+	struct qcow2_image *img = op->img;
+	const struct qcow2_header old = {.l1_offset = img->hdr.l1_offset,
+					 .l1_entries = img->hdr.l1_entries,
+					 .size_bytes = img->hdr.size_bytes};
+	uint64_t offset = op->l1_hcluster << img->cluster_bits;
+	int ret = qcow2_header_set_disk(img->st, &img->hdr, offset, entries, size_bytes);
+
+	if (!ret)
+		return switched(op);
+	return switch_failed(op, ret,
+			     qcow2_header_set_disk(img->st, &img->hdr, old.l1_offset,
+						   old.l1_entries, old.size_bytes));
+}
+
+/* The operation is done; what is left makes room and flags, and a crash or an error loses those only. */
+static void settle(struct operation *op, int ret)
+{
+	if (ret)
+		log_warn("%s: some clusters stay counted that nothing refers to, or flags clear; "
+			 "'check --repair' finds them: %s",
+			 op->img->st->name, op->err->text[0] ? op->err->text : strerror(-ret));
+	if (op->err)
+		*op->err = (struct error){0};
+}
+
+static struct snapshot *find(struct operation *op, const char *name, uint32_t *index)
+{
+	int64_t at = snapshot_find(&op->list, name);
+
+	if (at < 0) {
+		error_set(op->err, -ENOENT, "%s: has no snapshot \"%s\"", op->img->st->name, name);
+		return NULL;
+	}
+	*index = (uint32_t)at;
+	return &op->list.v[at];
+}
+
+/* Reads what snapshot @s refers to. */
+static int refs_of(struct operation *op, const struct snapshot *s)
+{
+	struct qcow2_image *img = op->img;
+
+	if (!snapshot_l1_valid(s, &img->hdr, img->st->size_bytes))
+		return error_set(op->err, -EIO,
+				 "%s: the image is corrupt: snapshot %s has no valid L1 table",
+				 img->st->name, s->id);
+	return snapshot_refs_read(&op->refs, img, s->l1_offset, s->l1_entries, op->err);
+}
+
+/* ---- create ---- */
+
+static int create_check(struct operation *op, const char *name)
+{
+	struct qcow2_image *img = op->img;
+	size_t len = strlen(name);
+	int ret;
+
+	if (!len || len > QCOW2_SNAPSHOT_NAME_MAX)
+		return error_set(op->err, -EINVAL, "a snapshot's name has 1 to %d bytes",
+				 QCOW2_SNAPSHOT_NAME_MAX);
+	if (img->hdr.incompatible & QCOW2_INCOMPAT_DATA_FILE)
+		return error_set(op->err, -ENOTSUP,
+				 "%s: an image with an external data file cannot have internal snapshots",
+				 img->st->name);
+	for (uint32_t i = 0; i < op->list.count; i++)
+		if (!strcmp(op->list.v[i].name, name))
+			return error_set(op->err, -EEXIST, "%s: has a snapshot \"%s\" already",
+					 img->st->name, name);
+	ret = snapshot_refs_active(&op->refs, img, op->err);
+	return ret ? ret : snapshot_refs_check(&op->refs, true, op->err);
+}
+
+static int create_make(struct operation *op, const char *name)
+{
+	struct qcow2_image *img = op->img;
+	int ret = snapshot_active_clear_copied(img);
+
+	if (ret)
+		return error_set(op->err, ret, "%s: cannot read L2 tables: %s", img->st->name,
+				 strerror(-ret));
+	ret = pass(op);
+	if (!ret)
+		ret = snapshot_refs_raise(&op->refs, op->err);
+	if (!ret)
+		ret = write_l1(op, op->refs.entries);
+	if (!ret)
+		ret = snapshot_list_add(&op->list, name, op->l1_hcluster << img->cluster_bits,
+					(uint32_t)op->refs.entries, img->size_bytes, op->err);
+	if (!ret)
+		ret = write_table(op);
+	return ret ? ret : pass(op);
+}
+
+static int create_run(struct operation *op, const char *name)
+{
+	struct qcow2_image *img = op->img;
+	uint64_t old_first = img->hdr.snapshots_offset >> img->cluster_bits;
+	uint64_t old_clusters = div_up(op->list.table_bytes, img->cluster_bytes);
+	int ret = create_check(op, name);
+
+	if (ret)
+		return ret;
+	ret = create_make(op, name);
+	if (!ret)
+		ret = switch_table(op);
+	if (ret) {
+		if (!img->wb.sync_failed) { /* invariant 2 */
+			snapshot_refs_unraise(&op->refs);
+			give_back(op);
+			if (snapshot_active_set_copied(img) || writeback_run(img))
+				log_warn("%s: some flags stay clear", img->st->name);
+		}
+		return ret;
+	}
+	protect(op, op->l1_hcluster, op->l1_clusters);
+	protect(op, op->table_hcluster, op->table_clusters);
+	if (snapshot_refs_protect(&op->refs))
+		log_warn("%s: no memory to protect a snapshot's tables", img->st->name);
+	if (old_clusters)
+		refcount_lower(img, old_first, old_clusters);
+	settle(op, pass(op));
+	return 0;
+}
+
+int qcow2_snapshot_create(struct qcow2_image *img, const char *name, uint64_t *pause_ns,
+			  struct error *err)
+{
+	struct error own = {0};
+	struct operation op = {.img = img, .err = err ? err : &own};
+	int ret = barrier_begin(&op, HOLD_WRITES);
+
+	if (!ret)
+		ret = create_run(&op, name);
+	barrier_end(&op, pause_ns);
+	return ret;
+}
+
+/* ---- delete ---- */
+
+static int delete_run(struct operation *op, const char *name)
+{
+	struct qcow2_image *img = op->img;
+	uint64_t old_first = img->hdr.snapshots_offset >> img->cluster_bits;
+	uint64_t old_clusters = div_up(op->list.table_bytes, img->cluster_bytes);
+	uint64_t l1_first, l1_clusters;
+	struct snapshot *s;
+	uint32_t index;
+	int ret;
+
+	s = find(op, name, &index);
+	if (!s)
+		return -ENOENT;
+	l1_first = s->l1_offset >> img->cluster_bits;
+	l1_clusters = div_up((uint64_t)s->l1_entries * sizeof(be64_t), img->cluster_bytes);
+	ret = refs_of(op, s);
+	if (!ret)
+		ret = snapshot_refs_check(&op->refs, false, op->err);
+	if (ret)
+		return ret;
+	snapshot_list_remove(&op->list, index);
+	ret = write_table(op);
+	if (!ret)
+		ret = pass(op);
+	if (!ret)
+		ret = switch_table(op);
+	if (ret) {
+		if (!img->wb.sync_failed)
+			give_back(op);
+		return ret;
+	}
+	protect(op, op->table_hcluster, op->table_clusters);
+	refcount_lower(img, old_first, old_clusters);
+	ret = snapshot_refs_lower(&op->refs, op->err);
+	if (l1_clusters)
+		refcount_release(img, l1_first, l1_clusters);
+	if (!ret)
+		ret = pass(op);
+	if (!ret)
+		ret = snapshot_active_set_copied(img);
+	if (!ret)
+		ret = pass(op);
+	settle(op, ret);
+	return 0;
+}
+
+int qcow2_snapshot_delete(struct qcow2_image *img, const char *id_or_name, uint64_t *pause_ns,
+			  struct error *err)
+{
+	struct error own = {0};
+	struct operation op = {.img = img, .err = err ? err : &own};
+	int ret = barrier_begin(&op, HOLD_WRITES);
+
+	if (!ret)
+		ret = delete_run(&op, id_or_name);
+	barrier_end(&op, pause_ns);
+	return ret;
+}
+
+/* ---- apply ---- */
+
+/* What is in memory follows the header. All requests are held back. */
+static void become(struct operation *op, struct table *l1, const struct snapshot_refs *old,
+		   uint64_t size_bytes)
+{
+	struct qcow2_image *img = op->img;
+	struct table gone;
+
+	cache_clear(&img->l2_cache);
+	while (img->wb.running) /* it may be writing the old table's entries */
+		(void)!writeback_run(img);
+	/* from here on nothing suspends */
+	gone = img->l1;
+	img->l1 = *l1;
+	*l1 = gone;
+	img->size_bytes = size_bytes;
+	for (uint64_t i = 0; i < old->entries; i++)
+		if (old->l1[i] & QCOW2_L1_OFFSET_MASK)
+			metaset_remove(&img->metaset,
+				       (old->l1[i] & QCOW2_L1_OFFSET_MASK) >> img->cluster_bits);
+	metaset_set_range(&img->metaset, METASET_L1, op->l1_hcluster, op->l1_clusters);
+	/* Those of the snapshot are protected as such; where memory is short that has to do. */
+	for (uint64_t i = 0; i < op->refs.entries; i++)
+		if (op->refs.l1[i] & QCOW2_L1_OFFSET_MASK)
+			(void)!metaset_add(&img->metaset, (op->refs.l1[i] & QCOW2_L1_OFFSET_MASK) >>
+								  img->cluster_bits);
+}
+
+/* The L1 table in memory, as it is to be. */
+static int table_make(struct operation *op, struct table *t, uint32_t entries)
+{
+	struct qcow2_image *img = op->img;
+	int ret = table_alloc(t, op->l1_hcluster << img->cluster_bits, entries,
+			      QCOW2_MAX_L1_BYTES / sizeof(be64_t), img->st->block_bytes);
+
+	if (ret)
+		return error_set(op->err, ret, "no memory for an L1 table");
+	for (uint64_t i = 0; i < op->refs.entries; i++) {
+		uint64_t entry = op->refs.l1[i] & ~QCOW2_COPIED;
+
+		atomic_store(&t->live[i], entry);
+		t->disk[i] = be64_make(entry);
+	}
+	return 0;
+}
+
+static int apply_make(struct operation *op, uint32_t entries)
+{
+	int ret = snapshot_refs_check(&op->refs, true, op->err);
+
+	if (!ret)
+		ret = snapshot_refs_clear_copied(&op->refs, op->err);
+	if (!ret)
+		ret = snapshot_refs_raise(&op->refs, op->err);
+	if (!ret)
+		ret = write_l1(op, entries);
+	return ret ? ret : pass(op);
+}
+
+static int apply_switch(struct operation *op, uint32_t entries, uint64_t size_bytes)
+{
+	struct qcow2_image *img = op->img;
+	uint64_t old_first = img->hdr.l1_offset >> img->cluster_bits;
+	uint64_t old_clusters = div_up(img->l1.entries * sizeof(be64_t), img->cluster_bytes);
+	struct snapshot_refs old;
+	struct table l1 = {0};
+	int ret = snapshot_refs_active(&old, img, op->err);
+
+	if (!ret)
+		ret = apply_make(op, entries);
+	if (!ret)
+		ret = table_make(op, &l1, entries);
+	if (!ret)
+		ret = switch_disk(op, entries, size_bytes);
+	if (ret) {
+		if (!img->wb.sync_failed) { /* invariant 2 */
+			snapshot_refs_unraise(&op->refs);
+			give_back(op);
+		}
+	} else {
+		become(op, &l1, &old, size_bytes);
+		ret = snapshot_refs_lower(&old, op->err);
+		refcount_release(img, old_first, old_clusters);
+		settle(op, ret ? ret : pass(op));
+		ret = 0;
+	}
+	table_free(&l1);
+	snapshot_refs_free(&old);
+	return ret;
+}
+
+static int apply_run(struct operation *op, const char *name)
+{
+	struct qcow2_image *img = op->img;
+	struct snapshot *s;
+	uint64_t needed;
+	uint32_t index;
+	int ret;
+
+	s = find(op, name, &index);
+	if (!s)
+		return -ENOENT;
+	if (img->meta_loop && s->disk_bytes != img->size_bytes)
+		return error_set(op->err, -EINVAL,
+				 "%s: snapshot \"%s\" is of a disk of %" PRIu64
+				 " bytes, not %" PRIu64 ": it can be applied while detached",
+				 img->st->name, name, s->disk_bytes, img->size_bytes);
+	needed = qcow2_l1_entries_for(s->disk_bytes, img->cluster_bits, img->l2_bits);
+	if (needed > QCOW2_MAX_L1_BYTES / sizeof(be64_t))
+		return error_set(op->err, -EFBIG, "%s: snapshot \"%s\" is of a disk of %" PRIu64 " bytes",
+				 img->st->name, name, s->disk_bytes);
+	needed = max_of(needed, (uint64_t)s->l1_entries);
+	needed = max_of(needed, (uint64_t)1);
+	ret = refs_of(op, s);
+	return ret ? ret : apply_switch(op, (uint32_t)needed, s->disk_bytes);
+}
+
+int qcow2_snapshot_apply(struct qcow2_image *img, const char *id_or_name, uint64_t *pause_ns,
+			 struct error *err)
+{
+	struct error own = {0};
+	struct operation op = {.img = img, .err = err ? err : &own};
+	int ret = barrier_begin(&op, HOLD_ALL);
+
+	if (!ret)
+		ret = apply_run(&op, id_or_name);
+	barrier_end(&op, pause_ns);
+	return ret;
+}

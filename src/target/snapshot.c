@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * snapshot.c: see snapshot.h.
+ *
+ * The asker and the loop share a job, which the last of the two frees: an asker that has waited too long
+ * leaves (the storage hangs, or the device went away with its loop), and the loop may still come to it.
+ */
+#include "target/snapshot.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/list.h"
+#include "base/math.h"
+#include "qcow2.h"
+#include "ring/co.h"
+#include "ring/loop.h"
+
+struct job {
+	struct loop_msg msg;
+	struct co_task task;
+	struct qcow2_image *img;
+	enum target_snapshot what;
+	char name[1024];
+	pthread_mutex_t lock;
+	pthread_cond_t cond;
+	bool done, left; /* by the loop, by the asker */
+	int ret;
+	uint64_t pause_ns;
+	struct error err;
+};
+
+static void job_free(struct job *job)
+{
+	pthread_mutex_destroy(&job->lock);
+	pthread_cond_destroy(&job->cond);
+	free(job);
+}
+
+static int operate(struct job *job)
+{
+	switch (job->what) {
+	case TARGET_SNAPSHOT_CREATE:
+		return qcow2_snapshot_create(job->img, job->name, &job->pause_ns, &job->err);
+	case TARGET_SNAPSHOT_APPLY:
+		return qcow2_snapshot_apply(job->img, job->name, &job->pause_ns, &job->err);
+	default:
+		return qcow2_snapshot_delete(job->img, job->name, &job->pause_ns, &job->err);
+	}
+}
+
+static void job_task(struct co_task *task)
+{
+	struct job *job = container_of(task, struct job, task);
+	bool left;
+
+	job->ret = operate(job);
+	pthread_mutex_lock(&job->lock);
+	job->done = true;
+	left = job->left;
+	pthread_cond_signal(&job->cond);
+	pthread_mutex_unlock(&job->lock);
+	if (left)
+		job_free(job);
+}
+
+static void job_arrived(struct loop_msg *msg)
+{
+	struct job *job = container_of(msg, struct job, msg);
+
+	job->task.fn = job_task;
+	list_init(&job->task.list);
+	loop_spawn(loop_self(), &job->task);
+}
+
+static struct job *job_make(struct qcow2_image *img, enum target_snapshot what, const char *name)
+{
+	struct job *job = calloc(1, sizeof(*job));
+	pthread_condattr_t attr;
+
+	if (!job)
+		return NULL;
+	job->img = img;
+	job->what = what;
+	strcpy(job->name, name);
+	job->msg.fn = job_arrived;
+	pthread_mutex_init(&job->lock, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&job->cond, &attr);
+	pthread_condattr_destroy(&attr);
+	return job;
+}
+
+int snapshot_run(struct qcow2_image *img, enum target_snapshot what, const char *name,
+		 uint64_t *pause_ns, struct error *err)
+{
+	struct timespec until;
+	struct job *job;
+	int ret = 0;
+
+	if (strlen(name) >= sizeof(job->name))
+		return error_set(err, -EINVAL, "the snapshot's name is too long");
+	job = job_make(img, what, name);
+	if (!job)
+		return error_set(err, -ENOMEM, "out of memory");
+	clock_gettime(CLOCK_MONOTONIC, &until);
+	until.tv_sec += SNAPSHOT_WAIT_MS / 1000;
+	loop_post(qcow2_metadata_loop(img), &job->msg);
+	pthread_mutex_lock(&job->lock);
+	while (!job->done && !ret)
+		ret = pthread_cond_timedwait(&job->cond, &job->lock, &until);
+	if (!job->done) {
+		job->left = true;
+		pthread_mutex_unlock(&job->lock);
+		return error_set(err, -ETIMEDOUT, "the operation takes too long; it may go on");
+	}
+	pthread_mutex_unlock(&job->lock);
+	ret = job->ret;
+	*pause_ns = job->pause_ns;
+	if (ret)
+		error_set(err, ret, "%s", error_text(&job->err, ret));
+	job_free(job);
+	return ret;
+}

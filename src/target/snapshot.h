@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * snapshot.h: operations on snapshots of an image whose queues run, asked for by another thread.
+ */
+#ifndef TARGET_SNAPSHOT_H
+#define TARGET_SNAPSHOT_H
+
+#include "target/target.h"
+
+struct qcow2_image;
+
+/*
+ * Runs the operation in a coroutine of the image's metadata loop, and waits for it: on no loop's thread,
+ * and for SNAPSHOT_WAIT_MS at most (-ETIMEDOUT; it may still be done). The queues are not stopped meanwhile
+ * by the caller.
+ */
+#define SNAPSHOT_WAIT_MS 300000
+int snapshot_run(struct qcow2_image *img, enum target_snapshot what, const char *name,
+		 uint64_t *pause_ns, struct error *err) must_check;
+
+#endif

@@ -270,10 +270,32 @@ static int lock_raw(struct storage *st, struct error *err)
 			    STORAGE_PERM_ALL & ~(STORAGE_PERM_WRITE | STORAGE_PERM_RESIZE), err);
 }
 
-/* Opens @layer; @block_bytes is what I/O of the overlay is a multiple of. */
+static uint64_t layer_size(const struct chain_layer *layer)
+{
+	return layer->img ? layer->img->size_bytes : align_up(layer->st->size_bytes, 512);
+}
+
+static struct storage *layer_storage(const struct chain_layer *layer)
+{
+	return layer->img ? layer->img->st : layer->st;
+}
+
+static void layer_close(struct chain_layer *layer)
+{
+	if (layer->img)
+		image_close_layer(layer->img);
+	storage_close(layer->st);
+	free(layer->path);
+	*layer = (struct chain_layer){0};
+}
+
+/*
+ * Opens @layer. @block_bytes is what I/O of the overlay is a multiple of, @end_bytes where the layers
+ * above end.
+ */
 static int layer_open(struct chain_layer *layer, const struct naming *by,
 		      const struct qcow2_options *opts, bool direct, uint32_t block_bytes,
-		      struct error *err)
+		      uint64_t end_bytes, struct error *err)
 {
 	struct storage *st;
 	int ret = open_storage(&st, &layer->path, by, opts, direct, err);
@@ -287,18 +309,15 @@ static int layer_open(struct chain_layer *layer, const struct naming *by,
 	} else {
 		ret = open_layer_image(layer, st, opts, err);
 	}
-	/* Reads may be smaller than its blocks: the page cache helps. */
-	if (direct && (ret == -EINVAL || (!ret && st->block_bytes > block_bytes))) {
-		if (layer->img)
-			image_close_layer(layer->img);
-		else
-			storage_close(st);
-		free(layer->path);
-		*layer = (struct chain_layer){0};
-		return layer_open(layer, by, opts, false, block_bytes, err);
-	}
 	if (ret)
 		storage_close(st);
+	/* Reads may be cut where no block of direct I/O ends: the page cache helps. */
+	if (direct && (ret == -EINVAL ||
+		       (!ret && (st->block_bytes > block_bytes ||
+				 !is_aligned(min_of(end_bytes, layer_size(layer)), st->block_bytes))))) {
+		layer_close(layer);
+		return layer_open(layer, by, opts, false, block_bytes, end_bytes, err);
+	}
 	return ret;
 }
 
@@ -330,12 +349,13 @@ static int open_layers(struct chain *chain, struct qcow2_image *img, const struc
 					 img->st->name, CHAIN_LAYERS_MAX);
 		ret = format_of(&by, opts, err);
 		if (!ret)
-			ret = layer_open(layer, &by, opts, img->st->direct, img->st->block_bytes, err);
+			ret = layer_open(layer, &by, opts, img->st->direct, img->st->block_bytes, end,
+					 err);
 		if (ret)
 			return ret;
 		ret = check_loop(chain, opts->image_path, layer, err);
 		chain->count++; /* it is open: closed with the chain */
-		size = layer->img ? layer->img->size_bytes : align_up(layer->st->size_bytes, 512);
+		size = layer_size(layer);
 		if (!ret && size > LAYER_BYTES_MAX)
 			ret = error_set(err, -EFBIG, "%s: too large", layer->path);
 		end = layer->end_bytes = min_of(end, size);
@@ -380,22 +400,11 @@ void chain_close(struct chain *chain)
 {
 	if (!chain)
 		return;
-	for (unsigned i = 0; chain->layers && i < chain->count; i++) {
-		struct chain_layer *layer = &chain->layers[i];
-
-		if (layer->img)
-			image_close_layer(layer->img);
-		storage_close(layer->st);
-		free(layer->path);
-	}
+	for (unsigned i = 0; chain->layers && i < chain->count; i++)
+		layer_close(&chain->layers[i]);
 	cache_destroy(&chain->map);
 	free(chain->layers);
 	free(chain);
-}
-
-static struct storage *layer_storage(const struct chain_layer *layer)
-{
-	return layer->img ? layer->img->st : layer->st;
 }
 
 int chain_attach(struct chain *chain, struct loop *loop, struct error *err)

@@ -131,6 +131,8 @@ void run_config_make(struct run_config *cfg, enum run_profile profile, uint64_t 
 	cfg->max_sectors = min_of(cfg->max_sectors, cfg->create.size_bytes / SECTOR_BYTES);
 	cfg->reissue_percent = rng_chance(&r, 70) ? 100 : rng_range(&r, 0, 100);
 	cfg->open.max_inflight = cfg->queues * cfg->depth;
+	if (rng_chance(&r, 30) && cfg->create.preallocation == QCOW2_PREALLOC_OFF)
+		cfg->below_seed = 1 + rng_below(&r, 1000000);
 }
 
 void run_config_resize(struct run_config *cfg)
@@ -158,9 +160,10 @@ void run_config_print(const struct run_config *cfg)
 	const struct qcow2_create_options *c = &cfg->create;
 
 	printf("  %s seed %" PRIu64 ": version %u, cluster %u, refcount bits %u, size %" PRIu64
-	       ", preallocation %d\n",
+	       ", preallocation %d%s%s\n",
 	       run_profile_names[cfg->profile], cfg->seed, c->version, c->cluster_bytes,
-	       c->refcount_bits, c->size_bytes, c->preallocation);
+	       c->refcount_bits, c->size_bytes, c->preallocation,
+	       c->extended_l2 ? ", extended L2" : "", cfg->below_seed ? ", a backing file" : "");
 	printf("  on a %s with blocks of %u\n", cfg->device ? "block device" : "file",
 	       cfg->block_bytes);
 	if (cfg->resize_bytes)

@@ -234,7 +234,7 @@ static bool read_header(struct judge *j)
 	incompatible = j->version == 3 ? be64_at(m, 72) : 0;
 	j->dirty = incompatible & 1;
 	j->extended = incompatible & 16;
-	if (j->refcount_order > 6 || incompatible & ~17ull || be_at(m, 60, 4) || be64_at(m, 8)) {
+	if (j->refcount_order > 6 || incompatible & ~17ull || be_at(m, 60, 4)) {
 		corrupt(j, "the header has features that no workload makes");
 		return false;
 	}

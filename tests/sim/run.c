@@ -767,6 +767,20 @@ static int create_image(struct run *r, struct sim_map *out)
 	return ret;
 }
 
+/* What the guest's disk holds before the first request. */
+static void show_below(struct run *r)
+{
+	uint32_t *values;
+
+	if (!r->below.map.size_bytes)
+		return;
+	values = sim_calloc(r->guest.sectors, sizeof(*values));
+	for (uint64_t s = 0; s < r->guest.now; s++)
+		values[s] = below_value(&r->below, s);
+	guest_continue(&r->guest, values, BELOW_NUMBER + 1);
+	sim_free(values);
+}
+
 int run_init(struct run *r, const struct run_config *cfg, const struct run_origin *origin)
 {
 	struct sim_map map;
@@ -778,6 +792,11 @@ int run_init(struct run *r, const struct run_config *cfg, const struct run_origi
 	else if (create_image(r, &map))
 		return -EINVAL;
 	r->disk = simdisk_create(cfg->seed);
+	below_init(&r->below, cfg, r->disk);
+	if (!origin)
+		below_name(&r->below, &map);
+	r->cfg.open.image_path = "image";
+	r->cfg.open.names = &r->below.live;
 	r->file = simdisk_file(r->disk, "image", &map);
 	r->file->storage.can_punch = cfg->can_punch;
 	r->file->storage.fixed_size = cfg->device;
@@ -787,6 +806,7 @@ int run_init(struct run *r, const struct run_config *cfg, const struct run_origi
 	r->guest.now = cfg->create.size_bytes / SECTOR_BYTES;
 	r->guest.resize.from = r->guest.now;
 	r->guest.resize.to = (cfg->resize_bytes ? cfg->resize_bytes : cfg->create.size_bytes) / SECTOR_BYTES;
+	show_below(r);
 	if (origin)
 		guest_continue(&r->guest, origin->values, origin->next_number);
 	slots_make(r);
@@ -878,5 +898,6 @@ void run_free(struct run *r)
 		storage_close(&r->file->storage);
 	simdisk_destroy(r->disk);
 	simdisk_destroy(r->base);
+	below_free(&r->below);
 	guest_free(&r->guest);
 }

@@ -11,6 +11,7 @@
 #ifndef SIM_RUN_H
 #define SIM_RUN_H
 
+#include "below.h"
 #include "guest.h"
 #include "qcow2.h"
 #include "simdisk.h"
@@ -36,6 +37,7 @@ struct run_config {
 	uint64_t seed;
 	struct qcow2_create_options create;
 	struct qcow2_options open;
+	uint64_t below_seed;  /* of a backing file; 0: none */
 	uint32_t block_bytes; /* the storage's: what its I/O is a multiple of */
 	bool device; /* the image lies on a block device: of fixed size, garbage past what is used */
 	uint64_t resize_bytes; /* the disk gets this size on the way; 0: it does not */
@@ -86,6 +88,7 @@ struct run {
 	struct rng rng;
 	struct simdisk *base, *disk; /* the image as created; the run's */
 	struct simfile *file;
+	struct below below;
 	struct guest guest;
 	struct loop *loops[RUN_MAX_QUEUES + 1]; /* 0: the metadata loop */
 	struct loop *queue_loops[RUN_MAX_QUEUES];

@@ -95,6 +95,7 @@ bool second_whole(struct run *r, struct run_origin *origin, struct verifier *v, 
 	cfg.create = first->cfg.create;
 	cfg.device = first->cfg.device;
 	cfg.block_bytes = first->cfg.block_bytes;
+	cfg.below_seed = first->cfg.below_seed;
 	cfg.max_sectors = min_of((uint64_t)cfg.max_sectors, first->guest.sectors);
 	cfg.seed = first->cfg.seed;
 	if (cfg.create.version == 3 && rng_chance(&rng, 40))

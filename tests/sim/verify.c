@@ -88,6 +88,8 @@ static bool attach(struct attached *a, struct verifier *v, struct run *r, struct
 {
 	struct qcow2_options opts = {.read_only = read_only,
 				     .no_lock = true,
+				     .image_path = "image",
+				     .names = &r->below.still,
 				     .cache_size_bytes = r->cfg.open.cache_size_bytes,
 				     .max_inflight = 1,
 				     .writeback_delay_ms = r->cfg.open.writeback_delay_ms};
@@ -355,8 +357,14 @@ static bool write_map(const struct sim_map *map, const char *path)
 	uint64_t sectors = map->size_bytes / SECTOR_BYTES;
 	bool ok = f;
 
-	for (uint64_t s = 0; ok && s < sectors; s++)
-		ok = fwrite(sim_map_get(map, s), SECTOR_BYTES, 1, f) == 1;
+	for (uint64_t s = 0; ok && s < sectors; s++) {
+		uint8_t data[SECTOR_BYTES];
+
+		memcpy(data, sim_map_get(map, s), sizeof(data));
+		if (!s) /* there is no backing file outside of the simulation */
+			memset(data + 8, 0, 12), data[SECTOR_BYTES - 1] = 0;
+		ok = fwrite(data, SECTOR_BYTES, 1, f) == 1;
+	}
 	if (f && fclose(f))
 		ok = false;
 	return ok;
@@ -364,7 +372,7 @@ static bool write_map(const struct sim_map *map, const char *path)
 
 static bool verify_qemu(struct verifier *v, struct simview *view, char *text, size_t len)
 {
-	char path[64], command[256], line[200];
+	char path[64], command[256], line[200], first[200] = "";
 	uint64_t corruptions = 0, leaks = 0;
 	FILE *pipe;
 	int status;
@@ -377,6 +385,8 @@ static bool verify_qemu(struct verifier *v, struct simview *view, char *text, si
 		return false;
 	}
 	while (fgets(line, sizeof(line), pipe)) {
+		if (!*first)
+			strcpy(first, line);
 		sscanf(line, " \"corruptions\": %" SCNu64, &corruptions);
 		sscanf(line, " \"leaks\": %" SCNu64, &leaks);
 	}
@@ -384,7 +394,7 @@ static bool verify_qemu(struct verifier *v, struct simview *view, char *text, si
 	unlink(path);
 	if (!WIFEXITED(status) ||
 	    (WEXITSTATUS(status) && WEXITSTATUS(status) != 2 && WEXITSTATUS(status) != 3))
-		snprintf(text, len, "qemu-img check: status %#x", status);
+		snprintf(text, len, "qemu-img check: status %#x: %s", status, first);
 	else if (!corruptions != !v->judge.corruptions || (!corruptions && leaks != v->judge.leaks))
 		snprintf(text, len,
 			 "qemu-img check says %" PRIu64 " corruptions and %" PRIu64

@@ -21,6 +21,7 @@ struct blk_request;
 struct error;
 struct loop;
 struct names_policy;
+struct secret;
 struct storage;
 struct qcow2_image;
 struct qcow2_queue;
@@ -54,6 +55,8 @@ struct qcow2_options {
 	 */
 	const char *image_path;
 	const struct names_policy *names;
+	/* Opens encrypted images, those of a backing chain as well (base/secret.h); NULL: none. */
+	const struct secret *passphrase;
 	/*
 	 * How long a writable open waits for I/O of a killed process that may still reach the file
 	 * (storage_claim()).
@@ -117,7 +120,7 @@ int qcow2_queue_create(struct qcow2_queue **out, struct qcow2_image *img, struct
 void qcow2_queue_destroy(struct qcow2_queue *queue);
 
 /* Bytes that a request's priv must have for qcow2_submit(), aligned to 64. */
-#define QCOW2_REQUEST_BYTES 8192
+#define QCOW2_REQUEST_BYTES 10240
 size_t qcow2_request_bytes(void); /* the same, of the library that is linked */
 
 /*

@@ -42,6 +42,12 @@ void secret_relock(const struct secret *s)
 	(void)!mlock(s->data, mapped_bytes(s->capacity));
 }
 
+void secret_forget(struct secret *s)
+{
+	secret_wipe(s->data, s->capacity);
+	s->bytes = 0;
+}
+
 void secret_destroy(struct secret *s)
 {
 	if (!s)

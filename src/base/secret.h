@@ -27,6 +27,8 @@ void secret_destroy(struct secret *s); /* accepts NULL */
 /* In a child. Without success it can be swapped, that is all. */
 void secret_relock(const struct secret *s);
 
+/* Nothing is in it any more. */
+void secret_forget(struct secret *s);
 /* Zeros, also where nobody reads them afterwards. */
 void secret_wipe(void *data, size_t bytes);
 

@@ -13,8 +13,10 @@
 #include <unistd.h>
 
 #include "base/math.h"
+#include "base/secret.h"
 #include "cli/cli.h"
 #include "cli/image.h"
+#include "cli/key.h"
 #include "daemon/daemon.h"
 
 #define QUEUES_DEFAULT 0 /* the daemon chooses */
@@ -69,6 +71,7 @@ static const struct option long_options[] = {
 	{"backing-any", no_argument, NULL, OPT_BACKING_ANY},
 	{"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
 	{"snapshot", required_argument, NULL, OPT_SNAPSHOT},
+	CLI_KEY_OPTIONS,
 	CLI_LONG_HELP,
 	{0},
 };
@@ -355,7 +358,9 @@ static int run(const struct cli_command *cmd, int argc, char **argv)
 		.depth = DEPTH_DEFAULT,
 	};
 	while ((option = cli_option(cmd, argc, argv)) != -1) {
-		status = option_set(cmd, &add, option, optarg);
+		status = cli_is_key_option(option)
+				 ? cli_key_set(cmd, &add.config.target_options.passphrase, option, optarg)
+				 : option_set(cmd, &add, option, optarg);
 		if (status)
 			return status;
 	}
@@ -370,6 +375,7 @@ static int run(const struct cli_command *cmd, int argc, char **argv)
 	status = ret ? add_fail(&add, &err, ret) : CLI_OK;
 	free(add.path);
 	cli_names_free(&add.names);
+	secret_destroy(add.config.target_options.passphrase);
 	return status;
 }
 
@@ -410,6 +416,10 @@ const struct cli_command cli_command_add = {
 		"      --backing-any        names in IMAGE may lead anywhere\n"
 		"      --backing-format FMT raw or qcow2: for images that do not say what their backing file is\n"
 		"      --no-part-scan       do not look for partitions on the device\n"
+		"      --key-file FILE      the passphrase of an encrypted image is all of FILE, to the last byte (a\n"
+		"                           newline counts)\n"
+		"      --key-fd N           ... is what can be read from this descriptor\n"
+		"      --key-credential NAME  ... is this file in systemd's $CREDENTIALS_DIRECTORY\n"
 		"      --no-loop            fuse: leave a raw file, without a loop device on it; needs no root\n"
 		"      --size BYTES         size of the null target\n"
 		"      --foreground         stay, and log to standard error\n"

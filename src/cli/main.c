@@ -53,10 +53,10 @@ static const struct cli_command *command_find(const char *name)
 }
 
 /* Not for people: what a supervisor runs to become another version of itself. */
-static int supervise_main(const char *key, const char *held_fd)
+static int supervise_main(const char *key, const char *held_fd, const char *secret_fd)
 {
 	struct error err = {0};
-	int ret = daemon_resume(key, held_fd ? atoi(held_fd) : -1, &err);
+	int ret = daemon_resume(key, held_fd ? atoi(held_fd) : -1, secret_fd ? atoi(secret_fd) : -1, &err);
 
 	log_err("%s", error_text(&err, ret));
 	return CLI_FAILED;
@@ -89,8 +89,8 @@ static int run(int argc, char **argv)
 		argc = 3;
 		word = argv[1];
 	}
-	if (strcmp(word, SUPERVISE_COMMAND) == 0 && (argc == 3 || argc == 4))
-		return supervise_main(argv[2], argv[3]);
+	if (strcmp(word, SUPERVISE_COMMAND) == 0 && argc >= 3 && argc <= 5)
+		return supervise_main(argv[2], argv[3], argc == 5 ? argv[4] : NULL);
 	cmd = command_find(word);
 	if (!cmd) {
 		cli_note(NULL, "unknown %s '%s' (see 'ublk-qcow2 --help')",

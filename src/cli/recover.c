@@ -9,7 +9,9 @@
 #include <errno.h>
 #include <stdio.h>
 
+#include "base/secret.h"
 #include "cli/cli.h"
+#include "cli/key.h"
 #include "cli/select.h"
 #include "daemon/daemon.h"
 
@@ -17,6 +19,7 @@ enum { OPT_ALL = CLI_OPT_FIRST };
 
 static const struct option long_options[] = {
 	{"all", no_argument, NULL, OPT_ALL},
+	CLI_KEY_OPTIONS,
 	CLI_LONG_HELP,
 	{0},
 };
@@ -47,19 +50,26 @@ static int entry_recover(const struct entry *e, struct statedir *dir, void *arg,
 	if (!waits(e))
 		return error_set(err, -EBUSY, "does not wait for recovery: it is %s",
 				 entry_state_name(e->state));
-	return daemon_recover(e, &report, err);
+	return daemon_recover(e, arg, &report, err);
 }
 
 static int run(const struct cli_command *cmd, int argc, char **argv)
 {
+	struct secret *key = NULL;
 	bool all = false;
-	int option;
+	int option, status;
 
-	while ((option = cli_option(cmd, argc, argv)) != -1)
+	while ((option = cli_option(cmd, argc, argv)) != -1) {
 		all |= option == OPT_ALL;
+		status = cli_is_key_option(option) ? cli_key_set(cmd, &key, option, optarg) : CLI_OK;
+		if (status)
+			return status;
+	}
 	if (all ? optind < argc : optind == argc)
 		return cli_usage(cmd, all ? "--all takes no device" : "no device given");
-	return select_each(argv + optind, all, waits, entry_recover, NULL);
+	status = select_each(argv + optind, all, waits, entry_recover, key);
+	secret_destroy(key);
+	return status;
 }
 
 const struct cli_command cli_command_recover = {
@@ -69,8 +79,11 @@ const struct cli_command cli_command_recover = {
 	.help = "Starts a new daemon for devices in state \"quiesced\", prints their paths, and returns when they\n"
 		"serve again. Nothing that was acknowledged is lost, and their users see no error.\n"
 		"\n"
-		"      --all   all devices that wait\n"
-		"  -h, --help  this text\n",
+		"      --all                  all devices that wait\n"
+		"      --key-file FILE        the passphrase of an encrypted image is all of FILE, as for 'add'\n"
+		"      --key-fd N             ... is what can be read from this descriptor\n"
+		"      --key-credential NAME  ... is this file in systemd's $CREDENTIALS_DIRECTORY\n"
+		"  -h, --help                 this text\n",
 	.short_options = "",
 	.long_options = long_options,
 	.run = run,

@@ -12,9 +12,11 @@
 #include <sys/stat.h>
 
 #include "base/math.h"
+#include "base/secret.h"
 #include "base/size.h"
 #include "cli/cli.h"
 #include "cli/image.h"
+#include "cli/key.h"
 #include "cli/select.h"
 #include "daemon/control.h"
 #include "qcow2.h"
@@ -30,6 +32,7 @@ static const struct option long_options[] = {
 	{"quiet", no_argument, NULL, 'q'},
 	{"backing-dir", required_argument, NULL, OPT_BACKING_DIR},
 	{"backing-any", no_argument, NULL, OPT_BACKING_ANY},
+	CLI_KEY_OPTIONS,
 	CLI_LONG_HELP,
 	{0},
 };
@@ -39,6 +42,7 @@ struct resize {
 	uint64_t bytes;
 	bool shrink, quiet;
 	struct cli_names names;
+	struct secret *passphrase;
 };
 
 /* The size that is asked for, of a disk that has @now bytes. */
@@ -85,7 +89,8 @@ static int image_open(struct qcow2_image **img, const struct resize *r, const ch
 		      struct error *err)
 {
 	struct storage_file_options file = {.exclusive_device = true};
-	struct qcow2_options options = {.image_path = path, .names = &r->names.policy};
+	struct qcow2_options options = {
+		.image_path = path, .names = &r->names.policy, .passphrase = r->passphrase};
 	struct storage *st;
 	int ret = storage_file_open(&st, path, &file, err);
 
@@ -150,6 +155,8 @@ static int options_take(const struct cli_command *cmd, struct resize *r, int arg
 	while ((option = cli_option(cmd, argc, argv)) != -1) {
 		int status = CLI_OK;
 
+		if (cli_is_key_option(option))
+			status = cli_key_set(cmd, &r->passphrase, option, optarg);
 		switch (option) {
 		case OPT_SHRINK:
 			r->shrink = true;
@@ -203,6 +210,7 @@ static int run(const struct cli_command *cmd, int argc, char **argv)
 	}
 out:
 	cli_names_free(&r.names);
+	secret_destroy(r.passphrase);
 	return status;
 }
 
@@ -219,6 +227,9 @@ const struct cli_command cli_command_resize = {
 		"      --backing-dir DIR  names in FILE (backing file, data file) may also lead to DIR and below;\n"
 		"                         may be repeated\n"
 		"      --backing-any      names in FILE may lead anywhere\n"
+		"      --key-file FILE    the passphrase of an encrypted image is all of FILE, as for 'add'\n"
+		"      --key-fd N         ... is what can be read from this descriptor\n"
+		"      --key-credential NAME  ... is this file in systemd's $CREDENTIALS_DIRECTORY\n"
 		"  -q, --quiet            say nothing\n"
 		"  -h, --help             this text\n",
 	.short_options = "f:q",

@@ -40,6 +40,7 @@
 
 #include "base/log.h"
 #include "base/math.h"
+#include "base/secret.h"
 #include "daemon/control.h"
 #include "daemon/entry.h"
 #include "daemon/inuse.h"
@@ -352,6 +353,9 @@ static int device_start(struct daemon *d, struct daemon_report *report, struct e
 		ret = recovery_prepare(d, err);
 	if (!ret)
 		ret = d->config.target->open(&d->target, o, err);
+	/* This process has no more use for it; a supervisor has its own. */
+	if (o->passphrase)
+		secret_forget(o->passphrase);
 	if (ret)
 		return ret;
 	options.queues = min_of(o->queues, d->target->limits.max_queues);
@@ -438,6 +442,8 @@ int daemon_attach(struct daemon **out, const struct daemon_config *config,
 
 	/* First, as probing a front end makes the kernel start threads that inherit what this sets. */
 	process_harden();
+	if (config->target_options.passphrase)
+		secret_relock(config->target_options.passphrase);
 	ret = statedir_open(&d->dir, true, err);
 	if (!ret)
 		ret = frontend_choose(d, report, err);

@@ -85,13 +85,16 @@ int daemon_conflicts(const struct daemon_config *config, const struct statedir *
 		     const struct frontend_ops *frontend, struct error *err) must_check;
 
 /*
- * Takes over a device that waits for it (ENTRY_QUIESCED), like daemon_spawn() does for a new one.
+ * Takes over a device that waits for it (ENTRY_QUIESCED), like daemon_spawn() does for a new one. Of an
+ * encrypted image the passphrase is asked for again (NULL: none): nobody kept it.
  */
-int daemon_recover(const struct entry *e, struct daemon_report *report, struct error *err) must_check;
+int daemon_recover(const struct entry *e, struct secret *passphrase, struct daemon_report *report,
+		   struct error *err) must_check;
 /*
  * This process becomes the supervisor of the device with entry @key, whose former supervisor ran this
- * program in its place, and left it descriptor @held_fd (-1: none). Returns an exit status.
+ * program in its place, and left it descriptor @held_fd, and @secret_fd with the passphrase in it (-1:
+ * none). Returns an exit status.
  */
-int daemon_resume(const char *key, int held_fd, struct error *err);
+int daemon_resume(const char *key, int held_fd, int secret_fd, struct error *err);
 
 #endif

@@ -350,15 +350,17 @@ int daemon_spawn(const struct daemon_config *config, struct daemon_report *repor
 	return ret;
 }
 
-int daemon_recover(const struct entry *e, struct daemon_report *report, struct error *err)
+int daemon_recover(const struct entry *e, struct secret *passphrase, struct daemon_report *report,
+		   struct error *err)
 {
 	struct daemon_config config;
 	int ret = supervise_config(&config, e, err);
 
+	config.target_options.passphrase = passphrase;
 	return ret ? ret : daemon_spawn(&config, report, err);
 }
 
-int daemon_resume(const char *key, int held_fd, struct error *err)
+int daemon_resume(const char *key, int held_fd, int secret_fd, struct error *err)
 {
 	struct daemon_config config = {0};
 	struct entry_list list = {0};
@@ -381,5 +383,9 @@ int daemon_resume(const char *key, int held_fd, struct error *err)
 	config.locks_inherited = true;
 	config.held_fd = held_fd + 1;
 	statedir_close(&dir);
+	if (secret_fd >= 0)
+		ret = supervise_secret_take(&config, secret_fd, err);
+	if (ret)
+		return ret;
 	return supervise(&config, worker_alone, NULL, err);
 }

@@ -20,6 +20,8 @@
  *     kernel, by syncing on its own description, whether anything could not be written since that was
  *     opened. The dead worker may have been told, or its ring, when nobody listened any more; the next
  *     one would not be. The answer is in the log before the next worker starts.
+ *  7. The passphrase of an encrypted image is in secret memory, of which every worker gets a copy by
+ *     fork(); another program gets it by a pipe. It is in no file, argument or environment.
  */
 #include "daemon/supervise.h"
 
@@ -36,6 +38,7 @@
 
 #include "base/log.h"
 #include "base/math.h"
+#include "base/secret.h"
 #include "daemon/control.h"
 #include "daemon/statedir.h"
 #include "qcow2.h"
@@ -276,15 +279,59 @@ static bool image_settle_waiting(struct supervisor *s)
 	}
 }
 
+/*
+ * The passphrase on its way into the next program: in a pipe, which is memory of the kernel's that is not
+ * swapped, and which nobody else has. -1: there is none, or an error, which was logged.
+ */
+static int secret_to_pipe(const struct secret *secret)
+{
+	int fds[2];
+
+	if (!secret)
+		return -1;
+	if (pipe2(fds, O_CLOEXEC | O_NONBLOCK)) {
+		log_err("upgrade: pipe: %s", strerror(errno));
+		return -1;
+	}
+	if (write(fds[1], secret->data, secret->bytes) != (ssize_t)secret->bytes) {
+		log_err("upgrade: the passphrase does not fit into a pipe");
+		close(fds[0]);
+		fds[0] = -1;
+	}
+	close(fds[1]);
+	if (fds[0] >= 0)
+		fcntl(fds[0], F_SETFD, 0);
+	return fds[0];
+}
+
+int supervise_secret_take(struct daemon_config *config, int fd, struct error *err)
+{
+	struct secret *s = secret_create(SECRET_MAX_BYTES);
+	ssize_t n = s ? read(fd, s->data, s->capacity) : -1;
+
+	close(fd);
+	if (n <= 0) {
+		secret_destroy(s);
+		return error_set(err, -EIO, "the passphrase did not arrive");
+	}
+	s->bytes = (size_t)n;
+	config->target_options.passphrase = s;
+	return 0;
+}
+
 /* Becomes the program that asked for it; returns only if that fails. */
 static void supervisor_exec(struct supervisor *s)
 {
+	const struct secret *secret = s->config.target_options.passphrase;
 	char name[ENTRY_KEY_MAX + 8], path[PATH_MAX + 1];
 	char command[] = SUPERVISE_COMMAND, program[] = "ublk-qcow2";
-	char held[16];
-	char *argv[] = {program, command, s->supervision.key, held, NULL};
+	char held[16], secret_text[16];
+	char *argv[] = {program, command, s->supervision.key, held, secret_text, NULL};
+	int fd, secret_fd = secret_to_pipe(secret);
 	ssize_t len = -1;
-	int fd;
+
+	if (secret && secret_fd < 0)
+		return; /* the next program could not open the image */
 
 	snprintf(name, sizeof(name), "%s.upgrade", s->supervision.key);
 	fd = openat(s->dir.fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
@@ -295,17 +342,23 @@ static void supervisor_exec(struct supervisor *s)
 	}
 	if (len <= 0) {
 		log_err("upgrade: nobody said to which program");
-		return;
+		goto out;
 	}
 	path[len] = '\0';
 	/* Invariants 1 and 6: the description lives on. */
 	snprintf(held, sizeof(held), "%d", s->held_fd);
+	snprintf(secret_text, sizeof(secret_text), "%d", secret_fd);
+	if (!secret)
+		argv[4] = NULL;
 	if (s->held_fd >= 0)
 		fcntl(s->held_fd, F_SETFD, 0);
 	execv(path, argv);
 	log_err("upgrade: cannot run %s: %s", path, strerror(errno));
 	if (s->held_fd >= 0)
 		fcntl(s->held_fd, F_SETFD, FD_CLOEXEC);
+out:
+	if (secret_fd >= 0)
+		close(secret_fd);
 }
 
 /* Waits until the worker has ended; its status. */
@@ -367,6 +420,10 @@ static int supervisor_init(struct supervisor *s, struct error *err)
 	struct entry self = {0};
 	int ret;
 
+	if (s->config.target_options.passphrase) {
+		secret_protect_process();
+		secret_relock(s->config.target_options.passphrase);
+	}
 	sigemptyset(&s->signals);
 	sigaddset(&s->signals, SIGCHLD);
 	sigaddset(&s->signals, SIGTERM);

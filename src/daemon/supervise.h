@@ -46,7 +46,10 @@ int supervise_config(struct daemon_config *config, const struct entry *e, struct
  */
 int supervise_upgrade(const struct statedir *dir, const struct entry *e, struct error *err) must_check;
 
-/* What the supervisor runs to become another program: `ublk-qcow2 supervise KEY FD`. */
+/* The passphrase that a former supervisor left in a pipe. */
+int supervise_secret_take(struct daemon_config *config, int fd, struct error *err) must_check;
+
+/* What the supervisor runs to become another program: `ublk-qcow2 supervise KEY FD SECRET-FD`. */
 #define SUPERVISE_COMMAND "supervise"
 
 #endif

@@ -259,6 +259,7 @@ static int open_layer_image(struct chain_layer *layer, struct storage *st,
 		.read_only = true,
 		.cache_size_bytes = LAYER_CACHE_BYTES,
 		.max_inflight = opts->max_inflight,
+		.passphrase = opts->passphrase,
 	};
 
 	return image_open_layer(&layer->img, st, &layer_opts, err);

@@ -17,6 +17,7 @@ static void part_fixed(struct request *r, enum storage_op op, const struct map_e
 {
 	struct part *part = part_get(r);
 
+	part->crypto = NULL; /* see extent_is_plain() */
 	part->io.op = op;
 	part->io.len_bytes = ext->len_bytes;
 	part->io.buf = (struct blk_buf){
@@ -37,7 +38,7 @@ static bool extent_is_plain(const struct request *r, const struct map_extent *ex
 {
 	switch (ext->kind) {
 	case MAP_DATA:
-		return r->op == BLK_READ || ext->copied;
+		return !map_extent_crypto(ext) && (r->op == BLK_READ || ext->copied);
 	case MAP_UNALLOCATED:
 	case MAP_ZERO:
 	case MAP_ZERO_ALLOC:

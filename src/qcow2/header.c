@@ -457,6 +457,7 @@ int qcow2_header_check_tables(const struct qcow2_header *h, uint64_t file_bytes,
 		{"header", 0, h->cluster_bytes},
 		{"L1 table", h->l1_offset, (uint64_t)h->l1_entries * sizeof(uint64_t)},
 		{"refcount table", h->rt_offset, (uint64_t)h->rt_clusters << h->cluster_bits},
+		{"LUKS header", h->luks_offset, h->luks_bytes},
 		/* Of unknown length, but each entry has at least its fixed part. */
 		{"snapshot table", h->snapshots_offset,
 		 (uint64_t)h->nb_snapshots * sizeof(struct qcow2_disk_snapshot)},
@@ -515,16 +516,6 @@ static int refuse_corrupt(const struct qcow2_header *h, bool read_only, struct e
 			 h->file_name);
 }
 
-static int refuse_aes(const struct qcow2_header *h, struct error *err)
-{
-	return refuse(h, h->crypt_method == QCOW2_CRYPT_AES, "encryption (AES) is", err);
-}
-
-static int refuse_luks(const struct qcow2_header *h, struct error *err)
-{
-	return refuse(h, h->crypt_method == QCOW2_CRYPT_LUKS, "encryption (LUKS) is", err);
-}
-
 static int refuse_data_file(const struct qcow2_header *h, struct error *err)
 {
 	return refuse(h, h->incompatible & QCOW2_INCOMPAT_DATA_FILE, "an external data file is",
@@ -535,8 +526,6 @@ int qcow2_header_servable(const struct qcow2_header *h, bool read_only, struct e
 {
 	static int (*const checks[])(const struct qcow2_header *, struct error *) = {
 		qcow2_header_check_features,
-		refuse_aes,
-		refuse_luks,
 		refuse_data_file,
 	};
 	int ret = 0;

@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "qcow2/alloc.h"
 #include "qcow2/check.h"
+#include "qcow2/crypto.h"
 #include "qcow2/inflate.h"
 #include "qcow2/map.h"
 #include "qcow2/snapshot.h"
@@ -320,6 +321,9 @@ static int find_metadata(struct qcow2_image *img, struct error *err)
 	metaset_set_range(&img->metaset, METASET_HEADER, 0, 1);
 	metaset_set_range(&img->metaset, METASET_L1, h->l1_offset >> img->cluster_bits,
 			  div_up(l1_bytes, img->cluster_bytes));
+	if (h->has_luks_ext)
+		metaset_set_range(&img->metaset, METASET_LUKS, h->luks_offset >> img->cluster_bits,
+				  div_up(h->luks_bytes, img->cluster_bytes));
 	metaset_set_range(&img->metaset, METASET_RT, h->rt_offset >> img->cluster_bits,
 			  h->rt_clusters);
 	img->metaset.behind = &img->snapset;
@@ -433,6 +437,7 @@ static void image_free(struct qcow2_image *img)
 	inflate_cache_destroy(img->inflate);
 	free(img->l2_scratch);
 	work_pool_destroy(img->workers);
+	crypto_destroy(img->crypto);
 	pthread_mutex_destroy(&img->queues_lock);
 	free(img);
 }
@@ -467,6 +472,8 @@ static int image_open(struct qcow2_image **out, struct storage *storage, bool is
 				     : error_set(err, -EROFS, "%s: a snapshot is read-only", storage->name);
 	if (!ret)
 		set_geometry(img);
+	if (!ret && !opts->tables_only)
+		ret = crypto_open(&img->crypto, storage, &img->hdr, img->read_only, opts->passphrase, err);
 	if (!ret && opts->log_base && !img->read_only)
 		ret = reclog_attach(img, opts->log_base, opts->log_bytes, opts->log_identity,
 				    opts->log_identity_bytes, opts->log_recover, err);

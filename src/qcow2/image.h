@@ -72,6 +72,8 @@ struct table {
 /* What a file is extended in multiples of: no file system has larger blocks here than pages. */
 #define FILE_BLOCK_BYTES 4096u
 
+struct bounce_pool;
+struct crypto;
 struct inflate_cache;
 
 /* What a queue holds back at its entrance, see image_hold(). */
@@ -85,6 +87,7 @@ struct qcow2_image {
 	enum qcow2_detect_zeroes detect_zeroes;
 	bool is_layer;		/* in the backing chain of another one: its own is not opened */
 	struct chain *chain;	/* NULL: no backing file */
+	struct crypto *crypto;	/* NULL: not encrypted */
 	_Atomic uint64_t size_bytes; /* guest; changes on a resize */
 	unsigned cluster_bits;
 	uint32_t cluster_bytes;
@@ -186,6 +189,7 @@ struct qcow2_queue {
 	/* copy on write: one cluster at a time */
 	struct co_mutex copy_lock;
 	void *copy_buf;
+	struct bounce_pool *bounces; /* for encrypted writes; NULL: there are none */
 };
 
 /* ---- image.c ---- */
@@ -259,6 +263,11 @@ static inline void epoch_exit(struct qcow2_queue *q, unsigned slot)
 	if (!--q->epoch_count[slot] && q->grace_msg && slot != q->epoch)
 		epoch_drained(q);
 }
+
+/* ---- crypt_io.c ---- */
+
+int bounce_pool_create(struct bounce_pool **out) must_check;
+void bounce_pool_destroy(struct bounce_pool *pool); /* accepts NULL */
 
 /* ---- table.c ---- */
 

@@ -33,6 +33,12 @@ struct map_extent {
 	struct storage *st;
 };
 
+/* What DATA is encrypted with; NULL: it is not. */
+static inline struct crypto *map_extent_crypto(const struct map_extent *ext)
+{
+	return ext->img ? ext->img->crypto : NULL;
+}
+
 /* An L2 entry. @bitmap is that of an extended one, else 0 (qcow2: "Extended L2 Entries"). */
 struct map_entry {
 	uint64_t word, bitmap;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * metaset.h: which host clusters hold metadata: header, L1, refcount table and blocks, L2 tables.
+ * metaset.h: which host clusters hold metadata: header, L1, refcount table and blocks, L2 tables,
+ * LUKS header.
  *
  * Data must never be written there, whatever a broken L2 entry or refcount says. Fixed tables are
  * ranges, blocks and L2 tables a hash set that grows by doubling. Metadata loop only.
@@ -16,7 +17,7 @@
 
 #include "base/error.h"
 
-enum metaset_range { METASET_HEADER, METASET_L1, METASET_RT, METASET_RANGES };
+enum metaset_range { METASET_HEADER, METASET_L1, METASET_RT, METASET_LUKS, METASET_RANGES };
 
 struct metaset {
 	struct {

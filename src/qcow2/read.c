@@ -32,6 +32,8 @@ static int read_extent(struct request *r, uint64_t goff, const struct map_extent
 	case MAP_DATA:
 		part = part_get(r);
 		part->st = ext->st;
+		part->crypto = map_extent_crypto(ext);
+		part->goff = goff;
 		part->io.op = STORAGE_READ;
 		part->io.offset_bytes = ext->hoff;
 		part->io.len_bytes = ext->len_bytes;

@@ -23,14 +23,25 @@ size_t qcow2_request_bytes(void)
 
 /* ---- parts ---- */
 
-static void part_complete(struct storage_io *io, int ret)
+void part_io_complete(struct storage_io *io, int ret)
 {
 	struct part *part = container_of(io, struct part, io);
-	struct request *r = part->r;
 
 	/* Rule 5: counted before anybody hears of it, failed ones too: part of it may be there. */
 	if (io->op == STORAGE_WRITE)
-		atomic_fetch_add_explicit(&r->q->writes_done, 1, memory_order_release);
+		atomic_fetch_add_explicit(&part->r->q->writes_done, 1, memory_order_release);
+	if (part->crypto && io->op == STORAGE_WRITE)
+		crypt_write_done(part);
+	if (part->crypto && io->op == STORAGE_READ && !ret)
+		crypt_read_done(part);
+	else
+		part->finish(part, ret);
+}
+
+static void part_finish(struct part *part, int ret)
+{
+	struct request *r = part->r;
+
 	part->busy = false;
 	r->parts_busy--;
 	if (r->part_waiter) {
@@ -54,22 +65,33 @@ struct part *part_get(struct request *r)
 		part++;
 	part->r = r;
 	part->st = r->q->img->st;
+	part->crypto = r->q->img->crypto;
+	part->finish = part_finish;
 	part->io.op = STORAGE_READ;
 	part->io.flags = 0;
 	part->io.offset_bytes = part->io.len_bytes = 0;
 	part->io.iov = part->iov;
 	part->io.iovcnt = 0;
-	part->io.complete = part_complete;
+	part->io.complete = part_io_complete;
 	return part;
 }
 
-void part_submit(struct part *part)
+void part_start(struct part *part)
 {
 	struct request *r = part->r;
 
 	part->busy = true;
 	r->parts_busy++;
 	co_latch_add(&r->latch);
+}
+
+void part_submit(struct part *part)
+{
+	if (part->crypto && part->io.op == STORAGE_WRITE) {
+		crypt_write(part);
+		return;
+	}
+	part_start(part);
 	storage_submit(part->st, &part->io);
 }
 
@@ -212,14 +234,11 @@ void request_leave(struct request *r)
 
 /* ---- the fast path: one extent, in place ---- */
 
-static void fast_complete(struct storage_io *io, int ret)
+static void fast_finish(struct part *part, int ret)
 {
-	struct part *part = container_of(io, struct part, io);
 	struct request *r = part->r;
 	struct qcow2_queue *q = r->q;
 
-	if (io->op == STORAGE_WRITE)
-		atomic_fetch_add_explicit(&q->writes_done, 1, memory_order_release);
 	epoch_exit(q, r->epoch);
 	request_leave(r);
 	blk_request_complete(r->req, ret);
@@ -228,7 +247,9 @@ static void fast_complete(struct storage_io *io, int ret)
 /* A payload that is not in memory, but has to be looked at whatever the map says. */
 static bool payload_is_hidden(const struct request *r)
 {
-	return blk_request_registered(r->req) && r->op == BLK_WRITE && r->q->img->detect_zeroes;
+	const struct qcow2_image *img = r->q->img;
+
+	return blk_request_registered(r->req) && r->op == BLK_WRITE && (img->detect_zeroes || img->crypto);
 }
 
 static bool fast_path(struct request *r)
@@ -252,15 +273,22 @@ static bool fast_path(struct request *r)
 		return false;
 	if (ext.kind != MAP_DATA || ext.len_bytes != req->len_bytes || (req->op == BLK_WRITE && !ext.copied))
 		return false;
-	r->epoch = epoch_enter(q); /* nothing has suspended since the lookup */
 	part->r = r;
+	part->crypto = map_extent_crypto(&ext);
+	if (part->crypto && blk_request_registered(req))
+		return false;
+	part->goff = req->offset_bytes;
+	part->finish = fast_finish;
 	part->io.op = req->op == BLK_READ ? STORAGE_READ : STORAGE_WRITE;
 	part->io.flags = 0;
 	part->io.offset_bytes = ext.hoff;
 	part->io.len_bytes = req->len_bytes;
 	part->io.iovcnt = 0;
 	part->io.buf = req->buf;
-	part->io.complete = fast_complete;
+	part->io.complete = part_io_complete;
+	if (part->crypto && req->op == BLK_WRITE && !crypt_write_now(part, req->buf.base))
+		return false;
+	r->epoch = epoch_enter(q); /* nothing has suspended since the lookup */
 	storage_submit(ext.st, &part->io);
 	return true;
 }

@@ -23,8 +23,17 @@ struct part {
 	struct storage_io io;
 	struct request *r;
 	struct storage *st; /* where it goes; part_get() sets the image's */
+	/* What its data is encrypted with there, NULL: it is not; part_get() sets the image's. */
+	struct crypto *crypto;
+	uint64_t goff; /* READ of encrypted data: guest offset of the first byte */
+	void (*finish)(struct part *part, int ret);
 	bool busy;
 	struct iovec iov[PART_IOVECS];
+
+	/* crypt_io.c */
+	struct work work;
+	int crypt_ret;
+	struct bounce *bounce;
 };
 
 struct request {
@@ -53,10 +62,14 @@ struct payload {
 
 /* A part that is not in flight; waits for one if all are. */
 struct part *part_get(struct request *r);
+/* Counts @part as in flight, for who sends it off by other means than part_submit(). */
+void part_start(struct part *part);
 /* Sends @part off; its result goes to r->latch. A completed write counts in the queue's counter. */
 void part_submit(struct part *part);
 /* Waits for all parts; the first error. */
 int parts_wait(struct request *r);
+/* Of storage_io.complete: decrypts what was read, and calls part->finish(). */
+void part_io_complete(struct storage_io *io, int ret);
 
 /* Appends @len_bytes of zeros, or of payload from guest offset @goff, to a part's vector. */
 void part_add_memory(struct part *part, void *base, uint64_t len_bytes); /* len may be 0 */
@@ -97,6 +110,17 @@ int read_range(struct request *r, uint64_t goff, uint64_t len_bytes, void *to);
  * and for the partial clusters of WRITE_ZEROES (which skip what reads as zeros already).
  */
 int write_range(struct request *r, uint64_t goff, uint64_t len_bytes, const struct payload *payload);
+
+/* ---- crypt_io.c ---- */
+
+/* A part that was read: decrypts it in place, then calls part->finish(). */
+void crypt_read_done(struct part *part);
+/* Sends off what @part's vector holds, encrypted; in pieces. Waits for memory; in a coroutine. */
+void crypt_write(struct part *part);
+/* The same for one write of memory from a callback; false: it must wait. @part is the fast path's. */
+bool crypt_write_now(struct part *part, const void *data);
+/* The memory of a part that was written. */
+void crypt_write_done(struct part *part);
 
 /* READ, at a compressed cluster that ends at @from: starts to inflate what follows. */
 void readahead(struct request *r, uint64_t from);

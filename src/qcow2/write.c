@@ -212,6 +212,8 @@ static int prepare_segment(struct round *round)
 		ret = alloc_clusters(img, seg.clusters, &seg.hcluster, &seg.clusters, &seg.zeroed);
 	if (ret)
 		return ret;
+	if (img->crypto)
+		seg.zeroed = false; /* zeros in the file are garbage to the guest */
 	if (!segment_merge(round, &seg))
 		round->segments[round->count++] = seg;
 	round->pos = min_of(round->end, (gcluster + seg.clusters) << img->cluster_bits);

@@ -70,6 +70,7 @@ static int open_image(struct qcow2_target *qt, struct storage **st, const struct
 		.detect_zeroes = opts->detect_zeroes,
 		.image_path = opts->path,
 		.names = opts->names,
+		.passphrase = opts->passphrase,
 	};
 	const struct target_recovery *recovery = opts->recovery;
 	int ret = storage_file_open(st, opts->path, &file, err);

@@ -25,6 +25,7 @@
 #include "qcow2.h"
 
 struct loop;
+struct secret;
 struct names_policy;
 struct target;
 
@@ -56,6 +57,8 @@ struct target_options {
 	bool discard_ignore;		  /* no DISCARD, and no holes in the image */
 	enum qcow2_detect_zeroes detect_zeroes;
 	const struct names_policy *names; /* for files that the image names; NULL: the default */
+	/* Of an encrypted image; NULL: none. Only open() may look at it. */
+	struct secret *passphrase;
 	const struct target_recovery *recovery; /* NULL: none */
 };
 

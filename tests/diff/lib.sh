@@ -59,11 +59,33 @@ diff_patterns() {
 	done
 }
 
+# How qemu-img and qemu-io are told of a qcow2 image: in ${Q[@]}, before and with the name. With DIFF_KEY set,
+# a file, the image is encrypted; its passphrase is in that file.
+as_qcow2() {
+	Q=(-f qcow2 "$1")
+	[ -z "${DIFF_KEY:-}" ] || Q=(--object "secret,id=s,file=$DIFF_KEY" --image-opts
+		"driver=qcow2,file.filename=$1,encrypt.key-secret=s")
+}
+
+# qemu-img's create fails now and then where the time that a process takes is measured roughly (it counts
+# how fast it hashes).
+create_qcow2() {
+	local options=$1 n
+	shift
+	[ -z "${DIFF_KEY:-}" ] || options+=,encrypt.key-secret=s
+	for ((n = 0; n < 20; n++)); do
+		qemu-img create -q -f qcow2 ${DIFF_KEY:+--object secret,id=s,file=$DIFF_KEY} -o "$options" \
+			"$@" 2>"$diff_dir/out.create" && rm "$diff_dir/out.create" && return
+		[ -n "${DIFF_KEY:-}" ] || break
+	done
+	diff_fail "qemu-img create"
+}
+
 # run_ours IMAGE SCRIPT SHADOW [qcow2-io option...]
 run_ours() {
 	local image=$1 script=$2 shadow=$3 status
 	shift 3
-	timeout "$STEP_TIMEOUT" "$QCOW2_IO" --shadow "$shadow" "$@" "$image" <"$script" \
+	timeout "$STEP_TIMEOUT" "$QCOW2_IO" ${DIFF_KEY:+-k "$DIFF_KEY"} --shadow "$shadow" "$@" "$image" <"$script" \
 		>"$diff_dir/out.ours" 2>&1
 	status=$?
 	sed -i '/^ublk-qcow2: .*: recovered: /d' "$diff_dir/out.ours"
@@ -83,7 +105,8 @@ wait_unlocked() {
 
 run_qemu() {
 	local image=$1 script=$2
-	timeout "$STEP_TIMEOUT" qemu-io -t unsafe -f qcow2 "$image" <"$script" >"$diff_dir/out.qemu" 2>&1 ||
+	as_qcow2 "$image"
+	timeout "$STEP_TIMEOUT" qemu-io -t unsafe "${Q[@]}" <"$script" >"$diff_dir/out.qemu" 2>&1 ||
 		diff_fail "qemu-io on ${image##*/}: exit status $?"
 	# It prints nothing but prompts when all commands succeed.
 	sed -i -e 's/qemu-io> //g' -e '/^$/d' "$diff_dir/out.qemu"
@@ -91,7 +114,8 @@ run_qemu() {
 }
 
 check_image() {
-	qemu-img check -q -f qcow2 "$1" >"$diff_dir/out.check" 2>&1 ||
+	as_qcow2 "$1"
+	qemu-img check -q "${Q[@]}" >"$diff_dir/out.check" 2>&1 ||
 		diff_fail "qemu-img check ${1##*/}: exit status $? ($2)"
 }
 
@@ -101,15 +125,20 @@ compare_all() {
 	rm -f "$diff_dir"/ours.raw "$diff_dir"/twin.raw
 	check_image "$a" "$1"
 	check_image "$b" "$1"
-	qemu-img compare -f qcow2 -F qcow2 -q "$a" "$b" >"$diff_dir/out.compare" 2>&1 ||
+	as_qcow2 "$b"
+	if [ -n "${DIFF_KEY:-}" ]; then
+		qemu-img compare -q "${Q[@]}" "${Q[3]/"$b"/"$a"}" >"$diff_dir/out.compare" 2>&1
+	else
+		qemu-img compare -f qcow2 -F qcow2 -q "$a" "$b" >"$diff_dir/out.compare" 2>&1
+	fi ||
 		diff_fail "qemu-img compare of our image and qemu's ($1)"
-	qemu-img convert -f qcow2 -O raw "$b" "$diff_dir/twin.raw" || diff_fail "qemu-img convert"
+	qemu-img convert -O raw "${Q[@]}" "$diff_dir/twin.raw" || diff_fail "qemu-img convert"
 	[ -z "${NO_DUMP:-}" ] || return 0
-	timeout "$STEP_TIMEOUT" "$QCOW2_IO" -r -c "dump $diff_dir/ours.raw" "$a" >"$diff_dir/out.dump" 2>&1 ||
+	timeout "$STEP_TIMEOUT" "$QCOW2_IO" ${DIFF_KEY:+-k "$DIFF_KEY"} -r -c "dump $diff_dir/ours.raw" "$a" >"$diff_dir/out.dump" 2>&1 ||
 		diff_fail "dump of our image"
 	cmp "$diff_dir/ours.raw" "$diff_dir/twin.raw" >"$diff_dir/out.cmp" 2>&1 ||
 		diff_fail "our image read by us differs from qemu's read by qemu ($1)"
-	timeout "$STEP_TIMEOUT" "$QCOW2_IO" -r -c "dump $diff_dir/ours.raw" "$b" >"$diff_dir/out.dump" 2>&1 ||
+	timeout "$STEP_TIMEOUT" "$QCOW2_IO" ${DIFF_KEY:+-k "$DIFF_KEY"} -r -c "dump $diff_dir/ours.raw" "$b" >"$diff_dir/out.dump" 2>&1 ||
 		diff_fail "dump of qemu's image"
 	cmp "$diff_dir/ours.raw" "$diff_dir/twin.raw" >"$diff_dir/out.cmp" 2>&1 ||
 		diff_fail "qemu's image read by us differs from what qemu reads ($1)"
@@ -175,11 +204,11 @@ diff_case() {
 		diff_compressed "$options" "$size"
 	else
 		# shellcheck disable=SC2086
-		qemu-img create -q -f qcow2 -o "$options" $below "$diff_dir/twin.qcow2" "$size" ||
-			diff_fail "qemu-img create"
+		create_qcow2 "$options" $below "$diff_dir/twin.qcow2" "$size"
 	fi
 	if [ -n "${OWN_CREATE:-}" ]; then
-		"$PROGRAM" create -o "$options" "$diff_dir/ours.qcow2" "$size" 2>"$diff_dir/out.create"  >&2 ||
+		"$PROGRAM" create ${DIFF_KEY:+--key-file "$DIFF_KEY"} -o "$options" "$diff_dir/ours.qcow2" "$size" \
+			>"$diff_dir/out.create" 2>&1 ||
 			diff_fail "create"
 		check_image "$diff_dir/ours.qcow2" created
 	else
@@ -193,7 +222,8 @@ diff_case() {
 	"$MAKE_SCRIPT" $kinds -p "$diff_dir/p" -m "$max_len" $seed "$size" "$cluster" "$ops" >"$diff_dir/a.qemu"
 	if [ "$below" ] || [ -n "${DIFF_COMPRESSED:-}" ]; then
 		shadow=$diff_dir/start.raw
-		qemu-img convert -f qcow2 -O raw "$diff_dir/twin.qcow2" "$shadow" || diff_fail "qemu-img convert"
+		as_qcow2 "$diff_dir/twin.qcow2"
+		qemu-img convert -O raw "${Q[@]}" "$shadow" || diff_fail "qemu-img convert"
 	fi
 	run_ours "$diff_dir/ours.qcow2" "$diff_dir/a.ours" "$shadow" "$@"
 	run_qemu "$diff_dir/twin.qcow2" "$diff_dir/a.qemu"

@@ -24,6 +24,8 @@
 #include <unistd.h>
 
 #include "base/math.h"
+#include "base/secret.h"
+#include "cli/key.h"
 #include "io/rig.h"
 #include "io/shadow.h"
 
@@ -35,6 +37,7 @@
 struct io {
 	const char *path;
 	struct rig_options opts;
+	const char *key_path;
 	const char *shadow_path; /* NULL: no shadow; "zero": all zeros */
 	struct rig *rig;
 	struct shadow *shadow;
@@ -567,6 +570,7 @@ static const char usage_text[] =
 	"  -z, --detect-zeroes 0|1|2                   off, on, unmap\n"
 	"  -l, --log FILE       the recovery log       -R, --recover   from the log\n"
 	"  -s, --snapshot NAME  the disk as it was then, read-only\n"
+	"  -k, --key-file FILE  the passphrase of an encrypted image\n"
 	"  -S, --shadow FILE    compare every read with a copy in memory that starts as the raw\n"
 	"                       FILE's contents, or as zeros (--shadow zero)\n"
 	"\n"
@@ -598,6 +602,7 @@ static const struct option long_options[] = {
 	{"log", required_argument, NULL, 'l'},
 	{"recover", no_argument, NULL, 'R'},
 	{"snapshot", required_argument, NULL, 's'},
+	{"key-file", required_argument, NULL, 'k'},
 	{"help", no_argument, NULL, 'h'},
 	{0},
 };
@@ -609,7 +614,7 @@ static int parse_options(struct io *io, int argc, char **argv, char **lines, uns
 	uint64_t value = 0;
 	int opt;
 
-	while ((opt = getopt_long(argc, argv, "rtnRiq:d:C:w:z:S:l:c:hs:", long_options, NULL)) != -1) {
+	while ((opt = getopt_long(argc, argv, "rtnRiq:d:C:w:z:S:l:c:k:hs:", long_options, NULL)) != -1) {
 		if (strchr("qdCwz", opt) && parse_size(optarg, &value) < 0)
 			return -EINVAL;
 		switch (opt) {
@@ -629,6 +634,7 @@ static int parse_options(struct io *io, int argc, char **argv, char **lines, uns
 			io->opts.snapshot = optarg;
 			io->opts.read_only = true;
 			break;
+		case 'k': io->key_path = optarg; break;
 		case 'c':
 			if (*count == COMMANDS_MAX)
 				return -E2BIG;
@@ -664,12 +670,21 @@ int main(int argc, char **argv)
 	char *lines[COMMANDS_MAX];
 	unsigned count = 0;
 	struct io io = {.opts = {.queues = 1, .depth = 64}};
+	struct secret *key = NULL;
 	struct error err = {0};
 	int ret;
 
 	if (parse_options(&io, argc, argv, lines, &count) < 0) {
 		fputs(usage_text, stderr);
 		return 2;
+	}
+	if (io.key_path) {
+		ret = key_read_file(&key, io.key_path, &err);
+		if (ret < 0) {
+			fprintf(stderr, "qcow2-io: %s: %s\n", io.key_path, error_text(&err, ret));
+			return 1;
+		}
+		io.opts.passphrase = key;
 	}
 	if (open_rig(&io, &err) < 0)
 		return 1;
@@ -690,5 +705,6 @@ int main(int argc, char **argv)
 		}
 	}
 	shadow_destroy(io.shadow);
+	secret_destroy(key);
 	return io.differed ? 3 : io.failed || !io.rig ? 1 : 0;
 }

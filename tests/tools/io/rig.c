@@ -366,6 +366,7 @@ static int open_image(struct rig *rig, const char *path, const struct rig_option
 		.log_recover = opts->recover,
 		.image_path = path,
 		.names = &anywhere,
+		.passphrase = opts->passphrase,
 	};
 	struct storage *st;
 	int ret = storage_file_open(&st, path, &file_opts, err);

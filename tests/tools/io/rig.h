@@ -19,6 +19,7 @@ struct rig;
 
 struct rig_options {
 	bool read_only;
+	const struct secret *passphrase; /* NULL: none */
 	bool direct;
 	bool no_lock;
 	unsigned queues;

@@ -50,7 +50,10 @@ int frees_reserve(struct qcow2_image *img, unsigned runs)
 
 	assert(runs <= FREES_BUDGET / 4);
 	while (budget_used(f) + runs > FREES_BUDGET) {
-		if (f->unlinked.count && !f->durable.count && !f->working.count) {
+		if (f->reserved && budget_used(f) - f->reserved + runs <= FREES_BUDGET) {
+			/* Others' reservations, most of which come back; a pass may be of no use (rule 6). */
+			co_wait(&f->budget);
+		} else if (f->unlinked.count && !f->durable.count && !f->working.count) {
 			int ret = writeback_run(img);
 
 			if (ret)
@@ -71,8 +74,7 @@ void frees_unreserve(struct qcow2_image *img, unsigned runs)
 
 	assert(f->reserved >= runs);
 	f->reserved -= runs;
-	if (runs)
-		co_wake_all(&f->budget);
+	co_wake_all(&f->budget); /* also of nothing: what was promised may have been used up */
 }
 
 static void stage_add(struct free_stage *s, uint64_t hcluster, uint64_t count)

@@ -48,6 +48,7 @@ struct qcow2_options {
 	 */
 	bool tables_only;
 	const char *snapshot; /* read-only: the disk as it was then, by id or name; NULL: as it is */
+	uint64_t reclaim_delay_ms;   /* leaks of a crash are looked for after this; 0: the default */
 	bool no_lock;		   /* QEMU's image locks are not taken: somebody else holds them */
 	/*
 	 * For the files that the image names (storage/names.h): where it is itself, absolute; NULL: an image

@@ -139,6 +139,8 @@ static void slice_count_set(struct qcow2_image *img, struct slice *s, uint32_t i
 
 	for (uint32_t i = 0; i < n; i++)
 		qcow2_refcount_set(s->data, index + i, img->refcount_order, value);
+	if (!mutant(MUTANT_RECLAIM_IN_USE))
+		reclaim_touch(&img->reclaim, (s->key << img->rc_slice_bits) + index, n);
 	slice_mark_dirty(&img->rc_cache, s, first, last - first);
 }
 

@@ -105,6 +105,7 @@ void frees_add(struct qcow2_image *img, uint64_t hcluster, unsigned *reserved)
 		refcount_lower(img, hcluster, 1);
 		return;
 	}
+	reclaim_touch(&img->reclaim, hcluster, 1);
 	stage_add(&f->unlinked, hcluster, 1);
 	if (f->unlinked.count > before) {
 		assert(*reserved && f->reserved);

@@ -430,6 +430,7 @@ static void image_free(struct qcow2_image *img)
 	metaset_destroy(&img->snapset);
 	alloc_destroy(img);
 	frees_destroy(&img->frees);
+	reclaim_destroy(&img->reclaim);
 	writeback_destroy(&img->wb);
 	if (img->zeros)
 		munmap(img->zeros, ZEROS_BYTES);
@@ -485,6 +486,8 @@ static int image_open(struct qcow2_image **out, struct storage *storage, bool is
 		ret = find_metadata(img, err);
 	if (!ret)
 		ret = make_parts(img, opts, err);
+	if (!ret)
+		ret = reclaim_init(img, opts->reclaim_delay_ms, err);
 	if (!ret && img->reclog.header && opts->log_recover)
 		ret = reclog_replay(img, err);
 	if (ret) {
@@ -498,6 +501,7 @@ static int image_open(struct qcow2_image **out, struct storage *storage, bool is
 				 "first write marks them as invalid",
 				 storage->name);
 	}
+	reclaim_ready(img);
 	*out = img;
 	return 0;
 }
@@ -541,8 +545,10 @@ int qcow2_set_metadata_loop(struct qcow2_image *img, struct loop *loop, struct e
 {
 	int ret = image_attach(img, loop, err);
 
-	if (!ret)
+	if (!ret) {
 		img->meta_loop = loop;
+		reclaim_begin(img);
+	}
 	return ret;
 }
 
@@ -580,6 +586,7 @@ void qcow2_detach_loop(struct qcow2_image *img)
 
 	if (!loop)
 		return;
+	reclaim_end(img);
 	writeback_stop_timer(img);
 	alloc_stop_scan(img);
 	frees_reclaim(img);
@@ -625,6 +632,8 @@ int qcow2_close(struct qcow2_image *img, struct error *err)
 			error_set(err, ret, "the last flush failed: %s", error_text(NULL, ret));
 		else
 			trim_end(img);
+		if (!ret)
+			reclaim_closed(img);
 	}
 	storage_close(img->st);
 	image_free(img);

@@ -37,6 +37,7 @@
 #include "qcow2/locks.h"
 #include "qcow2/metaset.h"
 #include "qcow2/mutant.h"
+#include "qcow2/reclaim.h"
 #include "qcow2/reclog.h"
 #include "qcow2/writeback.h"
 #include "ring/co.h"
@@ -144,6 +145,7 @@ struct qcow2_image {
 
 	struct frees frees;
 	struct reclog reclog;
+	struct reclaim reclaim;
 	struct writeback wb;
 
 	/* rule 7: autoclear bits are cleared before the first write; and the file's end is evened out */

@@ -36,6 +36,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -536,6 +537,32 @@ static int file_claim(struct storage *st, unsigned timeout_ms, struct error *err
 	return ret;
 }
 
+/* ---- the mark ---- */
+
+#define MARK_NAME "user.ublk-qcow2.in-use"
+
+static int file_mark_get(struct storage *st)
+{
+	struct file *f = to_file(st);
+
+	if (st->fixed_size)
+		return -EOPNOTSUPP; /* a device's node is no place for one */
+	if (fgetxattr(f->fd, MARK_NAME, NULL, 0) >= 0)
+		return 1;
+	return errno == ENODATA ? 0 : -EOPNOTSUPP;
+}
+
+static int file_mark_set(struct storage *st, bool set)
+{
+	struct file *f = to_file(st);
+	int ret;
+
+	if (st->fixed_size)
+		return -EOPNOTSUPP;
+	ret = set ? fsetxattr(f->fd, MARK_NAME, "", 0, 0) : fremovexattr(f->fd, MARK_NAME);
+	return ret && errno != ENODATA ? -EOPNOTSUPP : 0;
+}
+
 /* ---- opening ---- */
 
 /*
@@ -563,6 +590,8 @@ static const struct storage_ops file_ops = {
 	.detach = file_detach,
 	.lock = file_lock,
 	.claim = file_claim,
+	.mark_get = file_mark_get,
+	.mark_set = file_mark_set,
 	.close = file_close,
 };
 

@@ -190,6 +190,16 @@ int storage_lock(struct storage *st, unsigned perms, unsigned shared, struct err
 	return st->ops->lock ? st->ops->lock(st, perms, shared, err) : 0;
 }
 
+int storage_mark_get(struct storage *st)
+{
+	return st->ops->mark_get ? st->ops->mark_get(st) : -EOPNOTSUPP;
+}
+
+int storage_mark_set(struct storage *st, bool set)
+{
+	return st->ops->mark_set ? st->ops->mark_set(st, set) : -EOPNOTSUPP;
+}
+
 int storage_claim(struct storage *st, unsigned timeout_ms, struct error *err)
 {
 	return st->ops->claim ? st->ops->claim(st, timeout_ms, err) : 0;

@@ -87,6 +87,8 @@ struct storage_ops {
 	int (*attach)(struct storage *st, struct loop *loop, struct error *err);
 	void (*detach)(struct storage *st, struct loop *loop);
 	int (*lock)(struct storage *st, unsigned perms, unsigned shared, struct error *err);
+	int (*mark_get)(struct storage *st);
+	int (*mark_set)(struct storage *st, bool set);
 	int (*claim)(struct storage *st, unsigned timeout_ms, struct error *err);
 	void (*close)(struct storage *st);
 };
@@ -139,6 +141,13 @@ int storage_lock(struct storage *st, unsigned perms, unsigned shared, struct err
  * process included, and claims this one until its own last request is gone (rule 15). -ETIMEDOUT.
  */
 int storage_claim(struct storage *st, unsigned timeout_ms, struct error *err) must_check;
+/*
+ * A mark beside the contents, which says that the image is being written to: 1 it is set, 0 it is not.
+ * -EOPNOTSUPP where there is no place for one. Setting it is durable by the syncs that follow, more or
+ * less: nothing may depend on it but what is done out of kindness.
+ */
+int storage_mark_get(struct storage *st);
+int storage_mark_set(struct storage *st, bool set);
 /* Where in a file the claim lies: a write lock of one byte, far from QEMU's locks. */
 #define STORAGE_CLAIM_BYTE 0x75626c6bL
 void storage_close(struct storage *st); /* accepts NULL */

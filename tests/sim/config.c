@@ -133,6 +133,7 @@ void run_config_make(struct run_config *cfg, enum run_profile profile, uint64_t 
 	cfg->open.max_inflight = cfg->queues * cfg->depth;
 	if (rng_chance(&r, 30) && cfg->create.preallocation == QCOW2_PREALLOC_OFF)
 		cfg->below_seed = 1 + rng_below(&r, 1000000);
+	cfg->open.reclaim_delay_ms = rng_chance(&r, 70) ? 1 : 0;
 }
 
 void run_config_resize(struct run_config *cfg)

@@ -30,6 +30,7 @@ static const char *const names[MUTANT_COUNT] = {
 	NAME(RECOVER_AT_ONCE),
 	NAME(L1_SWITCH_UNSYNCED),
 	NAME(UNLINK_BEFORE_SHRINK),
+	NAME(RECLAIM_IN_USE),
 };
 
 int mutant_count(void)

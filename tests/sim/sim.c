@@ -10,7 +10,7 @@
  *   sim faults [--seed N] [--runs N] [--seconds N]
  *                                        errors at every I/O in turn (faults.c)
  *   sim memory                           allocations that fail, and that there are none (faults.c)
- *   sim mutants [--states N]             every rule broken on purpose is found out
+ *   sim mutants [--states N]             every rule broken on purpose is found out, or --mutant NAME
  *
  * --mutant NAME breaks one rule in any of them, --fault MODE:INDEX injects an error in run and
  * replay. Mutants are compiled into sim-mutants only. Status: 0, 1 (something is wrong), 2 (usage).
@@ -37,6 +37,7 @@ struct options {
 	int profile; /* -1: all in turn */
 	uint64_t seed, states, seconds, runs;
 	const char *mutant;
+	int mutant_number; /* 0: none */
 	struct fault_plan fault;
 	bool kills, second;
 };
@@ -328,6 +329,8 @@ static int command_mutants(const struct options *o)
 		printf("this program has no mutants; use sim-mutants\n");
 		return 2;
 	}
+	if (o->mutant_number)
+		return !mutant_caught(o->mutant_number, states);
 	status = mutant_explore(0, states, &explored);
 	if (status) {
 		printf("FAILED without a mutant, after %" PRIu64 " states (status %#x)\n", explored,
@@ -371,7 +374,8 @@ static bool option(struct options *o, const char *name, const char *value)
 	else if (!strcmp(name, "--fault"))
 		return fault_plan_parse(&o->fault, value);
 	else if (!strcmp(name, "--mutant") && mutant_find(value) > 0) {
-		mutant_set(mutant_find(value));
+		o->mutant_number = mutant_find(value);
+		mutant_set(o->mutant_number);
 		snprintf(extra, sizeof(extra), " --mutant %s", value);
 		o->mutant = extra;
 	} else {

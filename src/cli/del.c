@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -19,15 +20,27 @@
 #include "daemon/cleanup.h"
 #include "daemon/control.h"
 #include "daemon/entry.h"
+#include "ublk/ublk.h"
 
 #define STOP_TIMEOUT_MS 120000
 #define EXIT_TIMEOUT_MS 10000
 
-enum { OPT_ALL = CLI_OPT_FIRST };
+#define WAIT_MAX_S	86400
+#define WAIT_STEP_MS	200
+#define ORPHANS_MAX	256
+
+enum { OPT_ALL = CLI_OPT_FIRST, OPT_ORPHANS };
+
+struct del {
+	bool all, orphans, force;
+	unsigned wait_s; /* for a device in use */
+};
 
 static const struct option long_options[] = {
 	{"all", no_argument, NULL, OPT_ALL},
+	{"orphans", no_argument, NULL, OPT_ORPHANS},
 	{"force", no_argument, NULL, 'f'},
+	{"wait", required_argument, NULL, 'w'},
 	CLI_LONG_HELP,
 	{0},
 };
@@ -55,7 +68,30 @@ static int dead_del(const struct entry *e, struct statedir *dir, struct error *e
 	return ret;
 }
 
-static int live_del(const struct entry *e, struct statedir *dir, bool force, struct error *err)
+/* Asks the daemon to detach, for as long as the device is in use and the user wants to wait. */
+static int stop_ask(const struct entry *e, struct statedir *dir, const struct del *del, struct error *err)
+{
+	const struct timespec pause = {.tv_nsec = WAIT_STEP_MS * 1000000L};
+	uint64_t deadline_ms = control_now_ms() + del->wait_s * 1000ull;
+	int ret;
+
+	for (;;) {
+		memset(err, 0, sizeof(*err));
+		ret = control_ask(dir, e, CONTROL_STOP, del->force, STOP_TIMEOUT_MS, err);
+		if (ret != -EBUSY || !del->wait_s)
+			return ret;
+		if (control_now_ms() >= deadline_ms) {
+			char text[sizeof(err->text)];
+
+			memcpy(text, err->text, sizeof(text));
+			memset(err, 0, sizeof(*err));
+			return error_set(err, ret, "%s, still after %u s", text, del->wait_s);
+		}
+		nanosleep(&pause, NULL);
+	}
+}
+
+static int live_del(const struct entry *e, struct statedir *dir, const struct del *del, struct error *err)
 {
 	int pidfd = process_open(&e->process);
 	int ret, wait_ret;
@@ -66,7 +102,7 @@ static int live_del(const struct entry *e, struct statedir *dir, bool force, str
 	if (pidfd < 0)
 		return error_set(err, pidfd, "process %d: %s", (int)e->process.pid,
 				 strerror(-pidfd));
-	ret = control_ask(dir, e, CONTROL_STOP, force, STOP_TIMEOUT_MS, err);
+	ret = stop_ask(e, dir, del, err);
 	if (ret == -EPIPE || ret == -ECONNREFUSED || ret == -ECONNRESET || ret == -ENOENT) {
 		/* Its end of the line is gone: is it on its way out, or was it killed meanwhile? */
 		wait_ret = process_wait(pidfd, EXIT_TIMEOUT_MS);
@@ -104,33 +140,93 @@ static int recovering_del(const struct entry *e, struct statedir *dir, struct er
 
 static int entry_del(const struct entry *e, struct statedir *dir, void *arg, struct error *err)
 {
-	const bool *force = arg;
+	const struct del *del = arg;
 
 	if (entry_is_dead(e))
 		return dead_del(e, dir, err);
 	if (e->state == ENTRY_RECOVERING)
 		return recovering_del(e, dir, err);
-	return live_del(e, dir, *force, err);
+	return live_del(e, dir, del, err);
+}
+
+/* Those that `del` can do nothing about, since they have an entry no more, or never had one of ours. */
+static int orphans_del(const struct del *del)
+{
+	struct ublk_device orphans[ORPHANS_MAX];
+	struct entry_list list = {0};
+	struct error err = {0};
+	struct statedir dir;
+	int status = CLI_OK, count = 0;
+	int ret = statedir_open(&dir, false, &err);
+
+	if (ret && err.text[0])
+		return cli_fail(NULL, &err, ret);
+	memset(&err, 0, sizeof(err));
+	ret = entry_list_read(&list, &dir, &err);
+	if (!ret)
+		count = cleanup_orphans(&list, orphans, ORPHANS_MAX, &err);
+	if (ret || count < 0)
+		status = cli_fail(NULL, &err, ret ? ret : count);
+	for (int i = 0; i < count && i < ORPHANS_MAX; i++) {
+		struct error why = {0};
+		char path[32];
+		bool lingers;
+
+		snprintf(path, sizeof(path), "/dev/ublkb%u", orphans[i].id);
+		/* its own program may still come for it */
+		if (orphans[i].recoverable && !del->force) {
+			cli_note(path, "waits for recovery by whoever made it: left alone without --force");
+			continue;
+		}
+		ret = ublk_device_delete(orphans[i].id, &lingers, &why);
+		if (ret)
+			status = cli_fail(path, &why, ret);
+		else if (lingers)
+			cli_note(path, "is open somewhere: its number is free when it is closed");
+	}
+	entry_list_free(&list);
+	statedir_close(&dir);
+	return status;
+}
+
+static bool entry_is_lost(const struct entry *e)
+{
+	return e->state == ENTRY_DEAD;
 }
 
 static int run(const struct cli_command *cmd, int argc, char **argv)
 {
-	bool all = false, force = false;
-	int option;
+	struct del del = {0};
+	int option, status, orphans_status;
 
 	while ((option = cli_option(cmd, argc, argv)) != -1) {
 		switch (option) {
 		case OPT_ALL:
-			all = true;
+			del.all = true;
+			break;
+		case OPT_ORPHANS:
+			del.orphans = true;
 			break;
 		case 'f':
-			force = true;
+			del.force = true;
+			break;
+		case 'w':
+			del.wait_s = cli_number_arg(cmd, "--wait", optarg, 0, WAIT_MAX_S);
 			break;
 		}
 	}
-	if (all ? optind < argc : optind == argc)
-		return cli_usage(cmd, all ? "--all takes no device" : "no device given");
-	return select_each(argv + optind, all, NULL, entry_del, &force);
+	if (del.all && del.orphans)
+		return cli_usage(cmd, "either --all or --orphans");
+	if (del.all || del.orphans ? optind < argc : optind == argc)
+		return cli_usage(cmd, del.all	    ? "--all takes no device"
+				      : del.orphans ? "--orphans takes no device"
+						    : "no device given");
+	if (!del.orphans)
+		return select_each(argv + optind, del.all, NULL, entry_del, &del);
+	/* both ways of being lost: with an entry, and without */
+	status = select_each(NULL, true, entry_is_lost, entry_del, &del);
+	orphans_status = orphans_del(&del);
+	return status ? status : orphans_status;
 }
 
 /* The help is laid out as it is printed. */
@@ -138,14 +234,17 @@ static int run(const struct cli_command *cmd, int argc, char **argv)
 const struct cli_command cli_command_del = {
 	.name = "del",
 	.summary = "detach a device",
-	.synopsis = "[--force] DEVICE|NUMBER|IMAGE...\n       ublk-qcow2 del [--force] --all",
+	.synopsis = "[OPTION]... DEVICE|NUMBER|IMAGE...\n       ublk-qcow2 del [OPTION]... --all|--orphans",
 	.help = "Detaches devices, and returns when they are gone and what was written to them is on the disk.\n"
 		"One that is mounted or open is refused. Cleans up after a daemon that was killed.\n"
 		"\n"
-		"      --all    all devices\n"
-		"  -f, --force  also where it is in use: its users get I/O errors from then on\n"
-		"  -h, --help   this text\n",
-	.short_options = "f",
+		"      --all           all devices\n"
+		"      --orphans       those that nobody serves any more: of this program's, what a killed daemon left\n"
+		"                      and cannot be recovered; and ublk devices of any other program\n"
+		"  -f, --force         also where it is in use: its users get I/O errors from then on\n"
+		"  -w, --wait SECONDS  let a device in use become free for so long; then it is refused\n"
+		"  -h, --help          this text\n",
+	.short_options = "fw:",
 	.long_options = long_options,
 	.run = run,
 };

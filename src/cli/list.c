@@ -10,7 +10,11 @@
 #include "base/math.h"
 #include "base/size.h"
 #include "cli/cli.h"
+#include "daemon/cleanup.h"
 #include "daemon/entry.h"
+#include "ublk/ublk.h"
+
+#define ORPHANS_MAX 256 /* that are shown */
 
 static const struct option long_options[] = {
 	{"json", no_argument, NULL, 'J'},
@@ -29,11 +33,12 @@ static int device_width(const struct entry_list *list)
 	return (int)min_of(width, (size_t)60);
 }
 
-static void human_print(const struct entry_list *list)
+static void human_print(const struct entry_list *list, const struct ublk_device *orphans,
+			int nr_orphans)
 {
 	int width = device_width(list);
 
-	if (!list->count)
+	if (!list->count && !nr_orphans)
 		return;
 	printf("%-3s %-*s %-8s %-8s %-6s %2s %9s %7s %s\n", "ID", width, "DEVICE", "STATE",
 	       "FRONTEND", "TARGET", "RO", "SIZE", "PID", "IMAGE");
@@ -50,9 +55,23 @@ static void human_print(const struct entry_list *list)
 		cli_print_name(stdout, e->image[0] ? e->image : "-");
 		putchar('\n');
 	}
+	for (int i = 0; i < nr_orphans; i++)
+		printf("%-3u /dev/ublkb%-*u %-8s %-8s %-6s %2s %9s %7s %s\n", orphans[i].id,
+		       width - (int)strlen("/dev/ublkb"), orphans[i].id, "orphan", "ublk", "-", "-", "-", "-",
+		       "-");
 }
 
-static int json_print(const struct entry_list *list)
+static json_t *orphan_json(const struct ublk_device *d)
+{
+	char path[32];
+
+	snprintf(path, sizeof(path), "/dev/ublkb%u", d->id);
+	return json_pack("{s:i,s:s,s:n,s:n,s:s,s:n,s:s,s:i,s:i,s:b}", "id", (int)d->id, "device", path,
+			 "image", "pid", "frontend", "ublk", "target", "state", "orphan", "queues",
+			 (int)d->queues, "depth", (int)d->depth, "recovery", (int)d->recoverable);
+}
+
+static int json_print(const struct entry_list *list, const struct ublk_device *orphans, int nr_orphans)
 {
 	json_t *array = json_array();
 	char *text;
@@ -60,6 +79,8 @@ static int json_print(const struct entry_list *list)
 
 	for (size_t i = 0; !ret && i < list->count; i++)
 		ret = json_array_append_new(array, entry_to_json(&list->entries[i]));
+	for (int i = 0; !ret && i < nr_orphans; i++)
+		ret = json_array_append_new(array, orphan_json(&orphans[i]));
 	text = ret ? NULL : json_dumps(array, JSON_INDENT(4) | JSON_ENSURE_ASCII);
 	json_decref(array);
 	if (!text)
@@ -71,8 +92,10 @@ static int json_print(const struct entry_list *list)
 
 static int run(const struct cli_command *cmd, int argc, char **argv)
 {
+	struct ublk_device orphans[ORPHANS_MAX];
 	struct entry_list list = {0};
-	struct error err = {0};
+	struct error err = {0}, ignored = {0};
+	int nr_orphans = 0;
 	struct statedir dir;
 	bool json = false;
 	int option, ret, status = CLI_OK;
@@ -87,12 +110,16 @@ static int run(const struct cli_command *cmd, int argc, char **argv)
 	if (ret && err.text[0])
 		return cli_fail(NULL, &err, ret);
 	ret = entry_list_read(&list, &dir, &err);
+	/* Without ublk, or the right to ask it, there are none to be shown. */
+	if (!ret)
+		nr_orphans = cleanup_orphans(&list, orphans, ORPHANS_MAX, &ignored);
+	nr_orphans = min_of(max_of(nr_orphans, 0), ORPHANS_MAX);
 	if (ret)
 		status = cli_fail(NULL, &err, ret);
 	else if (json)
-		status = json_print(&list);
+		status = json_print(&list, orphans, nr_orphans);
 	else
-		human_print(&list);
+		human_print(&list, orphans, nr_orphans);
 	if (list.unreadable)
 		status = cli_error(dir.path, "%u file(s) there are not the state of a device",
 				   list.unreadable);
@@ -108,7 +135,8 @@ const struct cli_command cli_command_list = {
 	.summary = "say what is attached",
 	.synopsis = "[--json]",
 	.help = "Lists the attached devices. State: starting; live; stopping; dead, where the daemon was killed\n"
-		"and 'ublk-qcow2 del' has to clean up after it.\n"
+		"and 'ublk-qcow2 del' has to clean up after it; orphan, a ublk device of whatever program that\n"
+		"nobody serves (see 'del --orphans').\n"
 		"\n"
 		"  -J, --json  as a JSON array, one object for each device\n"
 		"  -a, --all   accepted for losetup's sake: all are listed anyway\n"

@@ -125,6 +125,34 @@ int cleanup_entry(const struct statedir *dir, const struct entry *e, struct erro
 	return 0;
 }
 
+static bool entry_knows(const struct entry_list *list, unsigned id)
+{
+	for (size_t i = 0; i < list->count; i++)
+		if (list->entries[i].id == (int)id && strcmp(list->entries[i].frontend, "ublk") == 0)
+			return true;
+	return false;
+}
+
+int cleanup_orphans(const struct entry_list *list, struct ublk_device *out, size_t max,
+		    struct error *err)
+{
+	struct ublk_device *devices = calloc(UBLK_DEVICES_MAX, sizeof(*devices));
+	int count, orphans = 0;
+
+	if (!devices)
+		return error_set(err, -ENOMEM, "out of memory");
+	count = ublk_devices(devices, UBLK_DEVICES_MAX, err);
+	for (int i = 0; i < count && i < UBLK_DEVICES_MAX; i++) {
+		if (entry_knows(list, devices[i].id) || !ublk_device_is_orphan(&devices[i]))
+			continue;
+		if ((size_t)orphans < max)
+			out[orphans] = devices[i];
+		orphans++;
+	}
+	free(devices);
+	return count < 0 ? count : orphans;
+}
+
 int cleanup_process(struct statedir *dir, pid_t pid, struct error *err)
 {
 	struct error note = {0};

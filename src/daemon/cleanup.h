@@ -23,4 +23,13 @@ int cleanup_entry(const struct statedir *dir, const struct entry *e, struct erro
 /* The same for the dead entry of process @pid, if there is one; takes the lock. */
 int cleanup_process(struct statedir *dir, pid_t pid, struct error *err) must_check;
 
+struct ublk_device;
+
+/*
+ * The ublk devices of this host that nobody serves and no entry of @list knows, whoever made them: how many,
+ * of which the first @max were written; or -errno, also where this kernel has no ublk.
+ */
+int cleanup_orphans(const struct entry_list *list, struct ublk_device *out, size_t max,
+		    struct error *err) must_check;
+
 #endif

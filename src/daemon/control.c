@@ -116,15 +116,27 @@ void control_reply_ok(struct control_client *client, json_t *body)
 	json_decref(body);
 }
 
-void control_reply_error(struct control_client *client, const char *text)
+static void error_send(struct control_client *client, const char *text, bool busy)
 {
 	json_t *value = json_string(text);
 	json_t *o = json_object();
 
+	if (busy)
+		json_object_set_new(o, "busy", json_true());
 	json_object_set_new(o, "ok", json_false());
 	json_object_set_new(o, "error", value ? value : json_string("failed"));
 	line_send(client, o);
 	json_decref(o);
+}
+
+void control_reply_error(struct control_client *client, const char *text)
+{
+	error_send(client, text, false);
+}
+
+void control_reply_busy(struct control_client *client, const char *text)
+{
+	error_send(client, text, true);
 }
 
 static bool peer_allowed(int fd)
@@ -310,7 +322,7 @@ static int answer_judge(const char *line, uint64_t *pause_us, struct error *err)
 	int ret = 0;
 
 	if (!json_is_true(json_object_get(o, "ok")))
-		ret = error_set(err, -EIO, "%s",
+		ret = error_set(err, json_is_true(json_object_get(o, "busy")) ? -EBUSY : -EIO, "%s",
 				text ? text : "the daemon gave no answer to be read");
 	if (pause_us)
 		*pause_us = (uint64_t)json_integer_value(json_object_get(o, "pause_us"));

@@ -68,6 +68,8 @@ void control_poll_done(struct control *control, const struct pollfd *pfds, unsig
 /* Takes a reference of @body, which may be NULL: {"ok": true} and the members of it. Closes. */
 void control_reply_ok(struct control_client *client, struct json_t *body);
 void control_reply_error(struct control_client *client, const char *text);
+/* An error that may pass: the device is in use. */
+void control_reply_busy(struct control_client *client, const char *text);
 
 /* Milliseconds of the monotonic clock. */
 uint64_t control_now_ms(void);
@@ -76,7 +78,7 @@ uint64_t control_now_ms(void);
 
 /*
  * Asks the daemon of @e and waits for its answer. 0 and an answer of ok; -errno with the daemon's or
- * an own message else. -ETIMEDOUT: no answer in time; the daemon may still be at it.
+ * an own message else. -EBUSY: in use, as the message says. -ETIMEDOUT: no answer in time; the daemon may still be at it.
  */
 int control_ask(const struct statedir *dir, const struct entry *e, enum control_command command,
 		bool force, int timeout_ms, struct error *err) must_check;

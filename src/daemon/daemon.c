@@ -52,6 +52,9 @@
 /* Queues of a device for which no number was asked. */
 #define QUEUES_AUTO_MAX 4
 
+/* For a moment's user to close the device. */
+#define RELEASE_TRIES 20
+
 struct daemon {
 	struct daemon_config config;
 	struct statedir dir;
@@ -493,6 +496,28 @@ static bool device_unused(const struct daemon *d, char *text, size_t size)
 	return false;
 }
 
+/*
+ * Whether the device, which device_unused() found free, stays so: where the kernel can tell, it is taken from
+ * its node in one step. Whoever has it open for a moment only (udev looks at every device that is closed) is
+ * waited for.
+ */
+static bool device_released(const struct daemon *d, char *text, size_t size)
+{
+	struct timespec pause = {.tv_nsec = 50000000};
+	struct error err = {0};
+	int ret = 0;
+
+	for (unsigned i = 0; d->frontend_ops->release && i < RELEASE_TRIES; i++) {
+		ret = d->frontend_ops->release(d->frontend, &err);
+		if (ret != -EBUSY)
+			return true; /* errors are for stopping to meet */
+		nanosleep(&pause, NULL);
+	}
+	if (ret)
+		inuse_describe(d->entry.device, text, size);
+	return !ret;
+}
+
 /* With @force it is no error that the device had users, who have lost it now. */
 static int daemon_stop(struct daemon *d, bool force, struct error *err)
 {
@@ -645,8 +670,9 @@ static void request_serve(void *arg, struct control_client *client,
 		snapshot_serve(d, client, request);
 		return;
 	}
-	if (!request->force && !device_unused(d, why, sizeof(why))) {
-		control_reply_error(client, why);
+	if (!request->force &&
+	    (!device_unused(d, why, sizeof(why)) || !device_released(d, why, sizeof(why)))) {
+		control_reply_busy(client, why);
 		return;
 	}
 	if (daemon_stop(d, request->force, &err))
@@ -664,7 +690,7 @@ static void signals_serve(struct daemon *d)
 	while (!d->done && read(d->signal_fd, &info, sizeof(info)) == sizeof(info)) {
 		if (info.ssi_signo == SIGHUP)
 			continue;
-		if (!device_unused(d, why, sizeof(why))) {
+		if (!device_unused(d, why, sizeof(why)) || !device_released(d, why, sizeof(why))) {
 			log_warn("%s %s: it goes on being served, signal %s is ignored",
 				 d->entry.device, why,
 				 info.ssi_signo == SIGINT ? "SIGINT" : "SIGTERM");

@@ -78,6 +78,12 @@ struct frontend_ops {
 	/* Whether somebody has the device open or mounted: > 0 yes, 0 no, -errno unknown. */
 	int (*busy)(const struct frontend *f);
 	/*
+	 * Takes the device from its node if nobody has it open; -EBUSY, with nothing changed, if somebody has.
+	 * What busy() said may have changed since; this cannot. Then stop() is due. -EOPNOTSUPP: this kernel
+	 * cannot; NULL: nor can this front end.
+	 */
+	int (*release)(struct frontend *f, struct error *err);
+	/*
 	 * The device gets another size, a multiple of the logical block, and with it target_size(). The
 	 * target serves that size already if it is larger, and still serves the old one if it is smaller.
 	 * -EOPNOTSUPP: a running device cannot be resized here. On error the size is what it was.

@@ -482,6 +482,21 @@ int ublk_ctrl_stop(struct ublk_ctrl *ctrl, uint32_t id, struct error *err)
 	return call_driver(ctrl, &call, err);
 }
 
+int ublk_ctrl_try_stop(struct ublk_ctrl *ctrl, uint32_t id, struct error *err)
+{
+	struct call call = {
+		.name = "TRY_STOP_DEV",
+		.op = UBLK_OP_TRY_STOP_DEV,
+		.id = id,
+		.queue = UBLK_NO_QUEUE,
+		.timeout_ms = UBLK_STOP_MS,
+	};
+
+	if (!(ctrl->features & UBLK_F_SAFE_STOP_DEV))
+		return error_set(err, -EOPNOTSUPP, "the kernel's ublk driver lacks TRY_STOP_DEV");
+	return call_driver(ctrl, &call, err);
+}
+
 static int info_quietly(struct ublk_ctrl *ctrl, uint32_t id, const char *path,
 			struct ublk_dev_info *info)
 {

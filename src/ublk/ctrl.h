@@ -55,6 +55,8 @@ int ublk_ctrl_update_size(struct ublk_ctrl *ctrl, uint32_t id, uint64_t size_byt
 
 /* Lets I/O in flight finish, removes the disk, and ends every fetch. */
 int ublk_ctrl_stop(struct ublk_ctrl *ctrl, uint32_t id, struct error *err) must_check;
+/* The same, unless somebody has it open: then -EBUSY, and nothing has changed. -EOPNOTSUPP before 7.0. */
+int ublk_ctrl_try_stop(struct ublk_ctrl *ctrl, uint32_t id, struct error *err) must_check;
 /*
  * Deletes the device, whose char device this process has closed by now. Where somebody still uses
  * the disk, the number stays taken until he lets go; *@lingers then says so, without an error. A

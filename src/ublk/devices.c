@@ -87,6 +87,23 @@ static bool process_there(pid_t pid)
 	return !state || (strncmp(state, ") Z", 3) != 0 && strncmp(state, ") X", 3) != 0);
 }
 
+/*
+ * A device that is being started is not live yet. Its server has the char device open, which only one can
+ * have.
+ */
+static bool is_held(unsigned id)
+{
+	char path[32];
+	int fd;
+
+	snprintf(path, sizeof(path), "/dev/ublkc%u", id);
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return errno == EBUSY;
+	close(fd);
+	return false;
+}
+
 int ublk_devices(struct ublk_device *devices, size_t max, struct error *err)
 {
 	struct ublk_ctrl *ctrl;
@@ -119,12 +136,18 @@ int ublk_devices(struct ublk_device *devices, size_t max, struct error *err)
 			.server_pid = info.ublksrv_pid,
 			.state = state_name(info.state),
 			.served = info.state == UBLK_STATE_LIVE && process_there(info.ublksrv_pid),
+			.recoverable = info.state == UBLK_STATE_QUIESCED || info.state == UBLK_STATE_FAIL_IO,
 		};
 	}
 	closedir(dir);
 	ublk_ctrl_close(ctrl);
 	qsort(devices, nr < max ? nr : max, sizeof(*devices), compare_devices);
 	return (int)nr;
+}
+
+bool ublk_device_is_orphan(const struct ublk_device *d)
+{
+	return !d->served && !process_there(d->server_pid) && !is_held(d->id);
 }
 
 int ublk_device_delete(unsigned id, bool *lingers, struct error *err)

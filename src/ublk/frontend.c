@@ -395,7 +395,7 @@ static int frontend_destroy(struct frontend *f, struct error *err)
 	if (f->scan) /* it waits for a word that does not come */
 		child_cancel(&f->scan_child);
 	for (unsigned i = 0; i < f->nr_queues; i++)
-		ublk_queue_expect_end(f->queues[i]);
+		ublk_queue_expect_end(f->queues[i], true);
 	if (f->added && f->nr_queues)
 		stopped = ublk_ctrl_stop(f->ctrl, f->info.dev_id, err);
 	if (stopped == -ENODEV) /* deleted from outside */
@@ -518,6 +518,18 @@ static int ublk_busy(const struct frontend *f)
 	return ublk_block_busy(f->device);
 }
 
+static int ublk_release(struct frontend *f, struct error *err)
+{
+	int ret;
+
+	for (unsigned i = 0; i < f->nr_queues; i++)
+		ublk_queue_expect_end(f->queues[i], true);
+	ret = ublk_ctrl_try_stop(f->ctrl, f->info.dev_id, err);
+	for (unsigned i = 0; ret && i < f->nr_queues; i++)
+		ublk_queue_expect_end(f->queues[i], false);
+	return ret;
+}
+
 static int ublk_resize(struct frontend *f, uint64_t size_bytes, struct error *err)
 {
 	uint64_t old_bytes = target_size(&f->target->limits);
@@ -544,6 +556,7 @@ const struct frontend_ops frontend_ublk = {
 	.figures = ublk_figures,
 	.gone_fd = ublk_gone_fd,
 	.busy = ublk_busy,
+	.release = ublk_release,
 	.resize = ublk_resize,
 	.stop = frontend_destroy,
 };

@@ -505,9 +505,9 @@ void ublk_queue_figures(const struct ublk_queue *q, struct frontend_figures *out
 	};
 }
 
-void ublk_queue_expect_end(struct ublk_queue *q)
+void ublk_queue_expect_end(struct ublk_queue *q, bool expected)
 {
-	atomic_store(&q->end_expected, true);
+	atomic_store(&q->end_expected, expected);
 }
 
 /*
@@ -527,7 +527,7 @@ int ublk_queue_stop(struct ublk_queue *q, unsigned timeout_ms, struct error *err
 	bool in_time, answers = true;
 	int ret;
 
-	ublk_queue_expect_end(q);
+	ublk_queue_expect_end(q, true);
 	pthread_mutex_lock(&q->lock);
 	assert(!q->stop_requested);
 	q->stop_requested = true;

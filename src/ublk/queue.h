@@ -149,8 +149,8 @@ int ublk_queue_start(struct ublk_queue **out, const struct ublk_queue_config *co
 bool ublk_queue_over(const struct ublk_queue *q);
 /* From the thread that started it, at any time before it is stopped. */
 void ublk_queue_figures(const struct ublk_queue *q, struct frontend_figures *out);
-/* From now on aborted fetches are what is wanted. */
-void ublk_queue_expect_end(struct ublk_queue *q);
+/* From now on aborted fetches are what is wanted, or are news again. */
+void ublk_queue_expect_end(struct ublk_queue *q, bool expected);
 /*
  * Ends the queue once its requests are done, stops the target's queue, and frees it. -ETIMEDOUT: a
  * request does not come back. The queue then lets go of the char device, so that closing that makes

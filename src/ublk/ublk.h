@@ -19,6 +19,7 @@ struct ublk_device {
 	pid_t server_pid;  /* <= 0: none */
 	const char *state; /* "dead", "live", "quiesced", "fail-io" */
 	bool served;	   /* live, and its server's process is there */
+	bool recoverable;  /* nobody serves it, and it waits for somebody who does */
 };
 
 /*
@@ -26,6 +27,9 @@ struct ublk_device {
  * there are, of which the first @max were written, or -errno.
  */
 int ublk_devices(struct ublk_device *devices, size_t max, struct error *err) must_check;
+
+/* Whether nobody serves a device, nor is about to. Opens its char device for a moment. */
+bool ublk_device_is_orphan(const struct ublk_device *device);
 
 /*
  * Removes a device, whoever made it. A server that still runs finishes its I/O first and learns

@@ -15,6 +15,9 @@
 struct supervision;
 struct entry;
 
+/* What an image's locks are on. */
+enum { HELD_IMAGE, HELD_DATA, HELD_FDS };
+
 struct daemon_config {
 	const struct target_ops *target;
 	struct target_options target_options; /* path absolute; queues as asked for */
@@ -33,7 +36,7 @@ struct daemon_config {
 	const char *resume_key;
 	bool locks_inherited;
 	struct names_policy names; /* what supervise_config() points target_options.names to */
-	int held_fd; /* + 1: the descriptor that holds them; 0: none */
+	int held[HELD_FDS]; /* + 1: the descriptors that hold them; 0: none */
 	/* Set in its workers. */
 	const struct supervision *supervision;
 };
@@ -92,9 +95,9 @@ int daemon_recover(const struct entry *e, struct secret *passphrase, struct daem
 		   struct error *err) must_check;
 /*
  * This process becomes the supervisor of the device with entry @key, whose former supervisor ran this
- * program in its place, and left it descriptor @held_fd, and @secret_fd with the passphrase in it (-1:
- * none). Returns an exit status.
+ * program in its place, and left it descriptors (-1: none), @secret_fd with the passphrase in it. Returns
+ * an exit status.
  */
-int daemon_resume(const char *key, int held_fd, int secret_fd, struct error *err);
+int daemon_resume(const char *key, const int held[HELD_FDS], int secret_fd, struct error *err);
 
 #endif

@@ -360,7 +360,7 @@ int daemon_recover(const struct entry *e, struct secret *passphrase, struct daem
 	return ret ? ret : daemon_spawn(&config, report, err);
 }
 
-int daemon_resume(const char *key, int held_fd, int secret_fd, struct error *err)
+int daemon_resume(const char *key, const int held[HELD_FDS], int secret_fd, struct error *err)
 {
 	struct daemon_config config = {0};
 	struct entry_list list = {0};
@@ -381,7 +381,8 @@ int daemon_resume(const char *key, int held_fd, int secret_fd, struct error *err
 	if (ret)
 		return error_set(err, ret, "there is no device to supervise");
 	config.locks_inherited = true;
-	config.held_fd = held_fd + 1;
+	for (unsigned i = 0; i < HELD_FDS; i++)
+		config.held[i] = held[i] + 1;
 	statedir_close(&dir);
 	if (secret_fd >= 0)
 		ret = supervise_secret_take(&config, secret_fd, err);

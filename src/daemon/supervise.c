@@ -56,7 +56,8 @@ struct supervisor {
 	struct supervision supervision;
 	struct statedir dir;
 	struct storage *storage; /* holds the locks; NULL: no image, or another program opened it */
-	int held_fd;		 /* the description that does; -1: no image */
+	struct storage *data;	 /* the same of an external data file */
+	int held[HELD_FDS];	 /* the descriptions that do; -1: none */
 	_Atomic int *shared;
 	pid_t worker;
 	uint64_t deaths_ms[WORKERS_MAX]; /* the last ones, round and round */
@@ -72,6 +73,32 @@ static void sleep_ms(unsigned ms)
 }
 
 /* ---- what outlives the worker ---- */
+
+/* Those of the external data file, if the image has one: as the engine's open would take them. */
+static int data_file_lock(struct supervisor *s, struct error *err)
+{
+	const struct target_options *o = &s->config.target_options;
+	struct names_options names = {.what = "data file", .plain = true, .read_only = o->read_only};
+	struct qcow2_info *info = malloc(sizeof(*info));
+	unsigned denied = STORAGE_PERM_WRITE | STORAGE_PERM_RESIZE;
+	unsigned used = STORAGE_PERM_CONSISTENT_READ;
+	int ret = 0;
+
+	if (!info)
+		return error_set(err, -ENOMEM, "out of memory");
+	if (!o->read_only)
+		used |= STORAGE_PERM_WRITE | STORAGE_PERM_RESIZE;
+	/* what is wrong with an image, the target says better */
+	if (!qcow2_info(s->storage, info, NULL) && info->data_file) {
+		ret = names_open(&s->data, NULL, o->path, info->data_file_name, o->names, &names, err);
+		if (!ret)
+			ret = storage_lock(s->data, used, STORAGE_PERM_ALL & ~denied, err);
+		if (!ret)
+			s->held[HELD_DATA] = storage_file_fd(s->data);
+	}
+	free(info);
+	return ret;
+}
 
 /* The locks that the target would take. Bounded, for a dead worker's own may still be there. */
 static int image_lock(struct supervisor *s, struct error *err)
@@ -100,7 +127,9 @@ static int image_lock(struct supervisor *s, struct error *err)
 		again = ret == -EAGAIN &&
 			waited_ms < (s->supervision.replay ? LOCK_WAIT_MS : NAME_WAIT_MS);
 		if (!ret)
-			s->held_fd = storage_file_fd(s->storage);
+			s->held[HELD_IMAGE] = storage_file_fd(s->storage);
+		if (!ret && qcow2)
+			return data_file_lock(s, err);
 		if (!again)
 			return ret ? error_set(err, ret, "%s", error_text(&why, ret)) : 0;
 		ret = 0;
@@ -163,8 +192,9 @@ static int worker_start(struct supervisor *s, int (*worker_main)(const struct da
 	if (s->worker)
 		return s->worker < 0 ? -errno : 0;
 	/* what the supervisor holds, the worker must not: its own I/O is told by its own description */
-	if (s->held_fd >= 0)
-		close(s->held_fd);
+	for (unsigned i = 0; i < HELD_FDS; i++)
+		if (s->held[i] >= 0)
+			close(s->held[i]);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	_exit(worker_main(&s->config));
@@ -244,11 +274,13 @@ static int log_sync_failed(struct supervisor *s, int error)
 static int image_settle(struct supervisor *s, struct error *err)
 {
 	const char *path = s->config.target_options.path;
-	int ret, sync_ret = 0;
+	int ret = 0, sync_ret = 0;
 
-	if (s->held_fd < 0 || s->config.target_options.read_only)
+	if (s->config.target_options.read_only)
 		return 0;
-	ret = storage_file_settle(s->held_fd, path, SETTLE_WAIT_MS, &sync_ret, err);
+	for (unsigned i = 0; !ret && !sync_ret && i < HELD_FDS; i++)
+		if (s->held[i] >= 0)
+			ret = storage_file_settle(s->held[i], path, SETTLE_WAIT_MS, &sync_ret, err);
 	if (ret || !sync_ret)
 		return ret;
 	log_err("%s: what was written could not be made durable (%s): nothing can be from now on; detach "
@@ -325,7 +357,7 @@ static void supervisor_exec(struct supervisor *s)
 	const struct secret *secret = s->config.target_options.passphrase;
 	char name[ENTRY_KEY_MAX + 8], path[PATH_MAX + 1];
 	char command[] = SUPERVISE_COMMAND, program[] = "ublk-qcow2";
-	char held[16], secret_text[16];
+	char held[32], secret_text[16];
 	char *argv[] = {program, command, s->supervision.key, held, secret_text, NULL};
 	int fd, secret_fd = secret_to_pipe(secret);
 	ssize_t len = -1;
@@ -346,16 +378,18 @@ static void supervisor_exec(struct supervisor *s)
 	}
 	path[len] = '\0';
 	/* Invariants 1 and 6: the description lives on. */
-	snprintf(held, sizeof(held), "%d", s->held_fd);
+	snprintf(held, sizeof(held), "%d,%d", s->held[HELD_IMAGE], s->held[HELD_DATA]);
 	snprintf(secret_text, sizeof(secret_text), "%d", secret_fd);
 	if (!secret)
 		argv[4] = NULL;
-	if (s->held_fd >= 0)
-		fcntl(s->held_fd, F_SETFD, 0);
+	for (unsigned i = 0; i < HELD_FDS; i++)
+		if (s->held[i] >= 0)
+			fcntl(s->held[i], F_SETFD, 0);
 	execv(path, argv);
 	log_err("upgrade: cannot run %s: %s", path, strerror(errno));
-	if (s->held_fd >= 0)
-		fcntl(s->held_fd, F_SETFD, FD_CLOEXEC);
+	for (unsigned i = 0; i < HELD_FDS; i++)
+		if (s->held[i] >= 0)
+			fcntl(s->held[i], F_SETFD, FD_CLOEXEC);
 out:
 	if (secret_fd >= 0)
 		close(secret_fd);
@@ -448,9 +482,11 @@ static int supervisor_init(struct supervisor *s, struct error *err)
 		return error_set(err, -errno, "mmap: %s", strerror(errno));
 	s->supervision.live_id = s->shared;
 	s->config.supervision = &s->supervision;
-	s->held_fd = s->config.held_fd - 1;
-	if (s->held_fd >= 0)
-		fcntl(s->held_fd, F_SETFD, FD_CLOEXEC);
+	for (unsigned i = 0; i < HELD_FDS; i++) {
+		s->held[i] = s->config.held[i] - 1;
+		if (s->held[i] >= 0)
+			fcntl(s->held[i], F_SETFD, FD_CLOEXEC);
+	}
 	if (!s->config.locks_inherited)
 		ret = image_lock(s, err);
 	if (!ret)
@@ -468,7 +504,7 @@ int supervise(const struct daemon_config *config,
 		.config = *config,
 		.dir = {.fd = -1, .lock_fd = -1},
 		.supervision = {.log_fd = -1},
-		.held_fd = -1,
+		.held = {-1, -1},
 	};
 	int ret = supervisor_init(&s, err), status;
 
@@ -476,10 +512,12 @@ int supervise(const struct daemon_config *config,
 		if (s.supervision.log_fd >= 0 && !s.supervision.replay && s.dir.fd >= 0)
 			log_remove(&s);
 		statedir_close(&s.dir);
+		storage_close(s.data);
 		storage_close(s.storage);
 		return ret;
 	}
 	status = workers_run(&s, worker_main, started);
+	storage_close(s.data);
 	storage_close(s.storage);
 	statedir_close(&s.dir);
 	exit(status);

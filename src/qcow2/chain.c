@@ -102,7 +102,7 @@ static int slice_extent(struct chain *chain, const struct slice *s, uint64_t gof
 		.len_bytes = min_of(len, max_bytes),
 		.hoff = entry_hoff(entry) + in_grain,
 		.img = layer->img,
-		.st = layer->st ? layer->st : layer->img->st,
+		.st = layer->st ? layer->st : layer->img->data,
 	};
 	return kind == MAP_COMPRESSED ? -EAGAIN : 0;
 }

@@ -500,13 +500,6 @@ int qcow2_header_check_features(const struct qcow2_header *h, struct error *err)
 			 h->file_name, bit);
 }
 
-static int refuse(const struct qcow2_header *h, bool used, const char *feature, struct error *err)
-{
-	if (!used)
-		return 0;
-	return error_set(err, -ENOTSUP, "%s: %s not supported yet", h->file_name, feature);
-}
-
 static int refuse_corrupt(const struct qcow2_header *h, bool read_only, struct error *err)
 {
 	if (read_only || !(h->incompatible & QCOW2_INCOMPAT_CORRUPT))
@@ -516,17 +509,30 @@ static int refuse_corrupt(const struct qcow2_header *h, bool read_only, struct e
 			 h->file_name);
 }
 
-static int refuse_data_file(const struct qcow2_header *h, struct error *err)
+static int refuse_with_data_file(const struct qcow2_header *h, struct error *err)
 {
-	return refuse(h, h->incompatible & QCOW2_INCOMPAT_DATA_FILE, "an external data file is",
-		      err);
+	if (!(h->incompatible & QCOW2_INCOMPAT_DATA_FILE))
+		return 0;
+	if (h->nb_snapshots)
+		return error_set(err, -ENOTSUP, "%s: has an external data file and internal snapshots, which "
+						"no program makes",
+				 h->file_name);
+	if (h->autoclear & QCOW2_AUTOCLEAR_DATA_FILE_RAW && h->crypt_method)
+		return error_set(err, -EINVAL, "%s: has a raw external data file and is encrypted, which "
+					       "exclude each other",
+				 h->file_name);
+	if (h->autoclear & QCOW2_AUTOCLEAR_DATA_FILE_RAW && h->backing_file[0])
+		return error_set(err, -EINVAL, "%s: has a raw external data file and a backing file, which "
+					       "exclude each other",
+				 h->file_name);
+	return 0;
 }
 
 int qcow2_header_servable(const struct qcow2_header *h, bool read_only, struct error *err)
 {
 	static int (*const checks[])(const struct qcow2_header *, struct error *) = {
 		qcow2_header_check_features,
-		refuse_data_file,
+		refuse_with_data_file,
 	};
 	int ret = 0;
 

@@ -20,6 +20,7 @@
 #include "qcow2/inflate.h"
 #include "qcow2/map.h"
 #include "qcow2/snapshot.h"
+#include "storage/names.h"
 
 #ifdef QCOW2_MUTANTS
 int qcow2_mutant;
@@ -77,12 +78,14 @@ int image_write_zeros(struct qcow2_image *img, uint64_t hoff, uint64_t len_bytes
 /* Clears the autoclear bits, durably (rule 7). */
 static int clear_autoclear(struct qcow2_image *img)
 {
+	/* a raw data file stays one: see data_raw */
+	uint64_t kept = img->hdr.autoclear & QCOW2_AUTOCLEAR_DATA_FILE_RAW;
 	int ret;
 
-	if (!img->hdr.autoclear)
+	if (img->hdr.autoclear == kept)
 		return 0;
 	ret = qcow2_header_set_features(img->st, &img->hdr, img->hdr.incompatible,
-					img->hdr.compatible, 0);
+					img->hdr.compatible, kept);
 	return ret ? ret : writeback_sync(img);
 }
 
@@ -111,6 +114,25 @@ static int even_out_end(struct qcow2_image *img)
 	return ret;
 }
 
+/*
+ * How long the data file is to be: so that no write makes it longer, for the reason above. A raw one is
+ * exactly as long as the disk.
+ */
+static uint64_t data_file_bytes(const struct qcow2_image *img)
+{
+	uint64_t unit = max_of(img->cluster_bytes, FILE_BLOCK_BYTES);
+
+	return img->data_raw ? img->size_bytes : align_up(img->size_bytes, unit);
+}
+
+static int extend_data_file(struct qcow2_image *img)
+{
+	if (!image_has_data_file(img) || img->data->fixed_size ||
+	    img->data->size_bytes >= data_file_bytes(img))
+		return 0;
+	return storage_truncate(img->data, data_file_bytes(img));
+}
+
 int image_first_write(void *arg)
 {
 	struct qcow2_image *img = arg;
@@ -119,6 +141,8 @@ int image_first_write(void *arg)
 	co_lock(&img->first_write_lock);
 	if (img->first_write_pending) {
 		ret = even_out_end(img);
+		if (!ret)
+			ret = extend_data_file(img);
 		if (!ret)
 			ret = clear_autoclear(img);
 		if (!ret)
@@ -400,6 +424,80 @@ static int make_parts(struct qcow2_image *img, const struct qcow2_options *opts,
 	return ret ? ret : alloc_init(img, err);
 }
 
+/* Whether the data file can be used with its present alignment. */
+static bool data_file_fits(const struct qcow2_image *img, const struct storage *st)
+{
+	uint64_t end = max_of(st->size_bytes, img->data_raw ? img->hdr.size_bytes : 0);
+
+	return st->block_bytes <= img->st->block_bytes &&
+	       (!st->direct || st->fixed_size || is_aligned(end, FILE_BLOCK_BYTES));
+}
+
+/* Stricter than QEMU, which lets others write to it. */
+static int data_file_lock(struct qcow2_image *img, const struct qcow2_options *opts, struct error *err)
+{
+	unsigned denied = STORAGE_PERM_WRITE | STORAGE_PERM_RESIZE;
+	unsigned used = STORAGE_PERM_CONSISTENT_READ;
+	int ret = 0;
+
+	if (!img->read_only)
+		used |= STORAGE_PERM_WRITE | STORAGE_PERM_RESIZE;
+	if (!opts->no_lock)
+		ret = storage_lock(img->data, used, STORAGE_PERM_ALL & ~denied, err);
+	if (!ret && !img->read_only && !mutant(MUTANT_RECOVER_AT_ONCE))
+		ret = storage_claim(img->data, opts->claim_timeout_ms, err);
+	return ret;
+}
+
+/* The name in the image is a plain path, and goes as far as the user allows. */
+static int open_data_file(struct qcow2_image *img, const struct qcow2_options *opts, struct error *err)
+{
+	struct names_options names = {.what = "data file",
+				      .plain = true,
+				      .read_only = img->read_only,
+				      .direct = img->st->direct};
+	struct storage *st;
+	int ret;
+
+	if (!(img->hdr.incompatible & QCOW2_INCOMPAT_DATA_FILE))
+		return 0;
+	img->data_raw = img->hdr.autoclear & QCOW2_AUTOCLEAR_DATA_FILE_RAW;
+	if (!opts->image_path && !(opts->names && opts->names->open))
+		return error_set(err, -ENOTSUP, "has an external data file, which is not opened here");
+	ret = names_open(&st, NULL, opts->image_path ? opts->image_path : "", img->hdr.data_file_name,
+			 opts->names, &names, err);
+	if (!ret && !data_file_fits(img, st)) {
+		storage_close(st);
+		names.direct = false;
+		ret = names_open(&st, NULL, opts->image_path ? opts->image_path : "",
+				 img->hdr.data_file_name, opts->names, &names, err);
+	}
+	if (ret)
+		return ret;
+	img->data = st;
+	if (st->fixed_size && st->size_bytes < img->hdr.size_bytes)
+		return error_set(err, -EINVAL, "the data file %s is smaller than the disk", st->name);
+	return data_file_lock(img, opts, err);
+}
+
+/* The log is of both files: what it says of the one is of no use with another of the other. */
+static int attach_log(struct qcow2_image *img, const struct qcow2_options *opts, struct error *err)
+{
+	size_t len = opts->log_identity_bytes;
+	char identity[256 + sizeof(img->data->id)];
+
+	if (!opts->log_base || img->read_only)
+		return 0;
+	if (len > 256)
+		return error_set(err, -EINVAL, "the recovery log's identity is too long");
+	memcpy(identity, opts->log_identity, len);
+	if (image_has_data_file(img)) {
+		memcpy(identity + len, img->data->id, sizeof(img->data->id));
+		len += strlen(img->data->id);
+	}
+	return reclog_attach(img, opts->log_base, opts->log_bytes, identity, len, opts->log_recover, err);
+}
+
 /* Before a writable image is used: what lies in the file is durable, and its refcounts are right. */
 static int settle(struct qcow2_image *img, struct error *err)
 {
@@ -409,6 +507,8 @@ static int settle(struct qcow2_image *img, struct error *err)
 		return 0;
 	/* Rule 16; and that it failed is known to whoever recovers next (rule 6). */
 	ret = mutant(MUTANT_OPEN_WITHOUT_SYNC) ? 0 : storage_sync(img->st);
+	if (!ret && image_has_data_file(img))
+		ret = storage_sync(img->data);
 	if (ret && img->reclog.header)
 		writeback_give_up(img, ret);
 	if (ret)
@@ -422,6 +522,8 @@ static int settle(struct qcow2_image *img, struct error *err)
 static void image_free(struct qcow2_image *img)
 {
 	chain_close(img->chain);
+	if (image_has_data_file(img))
+		storage_close(img->data);
 	table_free(&img->l1);
 	table_free(&img->rt);
 	cache_destroy(&img->l2_cache);
@@ -451,7 +553,7 @@ static int image_open(struct qcow2_image **out, struct storage *storage, bool is
 
 	if (!img)
 		return error_set(err, -ENOMEM, "no memory for the image");
-	img->st = storage;
+	img->st = img->data = storage;
 	img->is_layer = is_layer;
 	img->read_only = opts->read_only || storage->read_only;
 	img->discard_ignore = opts->discard_ignore;
@@ -475,9 +577,10 @@ static int image_open(struct qcow2_image **out, struct storage *storage, bool is
 		set_geometry(img);
 	if (!ret && !opts->tables_only)
 		ret = crypto_open(&img->crypto, storage, &img->hdr, img->read_only, opts->passphrase, err);
-	if (!ret && opts->log_base && !img->read_only)
-		ret = reclog_attach(img, opts->log_base, opts->log_bytes, opts->log_identity,
-				    opts->log_identity_bytes, opts->log_recover, err);
+	if (!ret && !opts->tables_only)
+		ret = open_data_file(img, opts, err);
+	if (!ret)
+		ret = attach_log(img, opts, err);
 	if (!ret)
 		ret = settle(img, err);
 	if (!ret)
@@ -494,7 +597,8 @@ static int image_open(struct qcow2_image **out, struct storage *storage, bool is
 		image_free(img);
 		return ret;
 	}
-	if ((img->hdr.autoclear || end_is_ragged(img)) && !img->read_only) {
+	if ((img->hdr.autoclear || end_is_ragged(img) || image_has_data_file(img)) &&
+	    !img->read_only) {
 		img->first_write_pending = true;
 		if (img->hdr.autoclear & QCOW2_AUTOCLEAR_BITMAPS)
 			log_warn("%s: the image has dirty bitmaps, which are not kept up to date: the "
@@ -558,15 +662,26 @@ int image_attach(struct qcow2_image *img, struct loop *loop, struct error *err)
 
 	if (ret)
 		return ret;
-	ret = chain_attach(img->chain, loop, err);
-	if (ret)
+	if (image_has_data_file(img))
+		ret = storage_attach(img->data, loop, err);
+	if (ret) {
 		storage_detach(img->st, loop);
+		return ret;
+	}
+	ret = chain_attach(img->chain, loop, err);
+	if (ret) {
+		if (image_has_data_file(img))
+			storage_detach(img->data, loop);
+		storage_detach(img->st, loop);
+	}
 	return ret;
 }
 
 void image_detach(struct qcow2_image *img, struct loop *loop)
 {
 	chain_detach(img->chain, loop);
+	if (image_has_data_file(img))
+		storage_detach(img->data, loop);
 	storage_detach(img->st, loop);
 }
 

@@ -82,6 +82,8 @@ enum hold { HOLD_NONE, HOLD_WRITES, HOLD_ALL };
 
 struct qcow2_image {
 	struct storage *st;
+	struct storage *data; /* guest data: @st, or the external data file's, owned */
+	bool data_raw;	      /* that file alone is to be a raw image of the disk */
 	struct qcow2_header hdr;
 	bool read_only;
 	bool discard_ignore;
@@ -193,6 +195,11 @@ struct qcow2_queue {
 	void *copy_buf;
 	struct bounce_pool *bounces; /* for encrypted writes; NULL: there are none */
 };
+
+static inline bool image_has_data_file(const struct qcow2_image *img)
+{
+	return img->data != img->st;
+}
 
 /* ---- image.c ---- */
 

@@ -25,21 +25,24 @@ static bool bitmap_is_broken(struct map_entry e)
 {
 	uint64_t alloc = e.bitmap & QCOW2_SUBCLUSTERS_ALLOC_MASK;
 
-	return alloc & e.bitmap >> QCOW2_SUBCLUSTERS || (alloc && !(e.word & QCOW2_L2_OFFSET_MASK)) ||
+	return alloc & e.bitmap >> QCOW2_SUBCLUSTERS || (alloc && !(e.word & MAP_PLACED)) ||
 	       e.word & QCOW2_ZERO;
 }
 
-static bool entry_is_broken(const struct qcow2_image *img, struct map_entry e)
+static bool entry_is_broken(const struct qcow2_image *img, uint64_t gcluster, struct map_entry e)
 {
 	uint64_t hoff = e.word & QCOW2_L2_OFFSET_MASK;
 
 	/* what a compressed one holds is judged when it is read; freeing it must not reach metadata */
 	if (e.word & QCOW2_COMPRESSED)
-		return e.word & QCOW2_COPIED || hclusters_are_broken(img, e.word);
+		return e.word & QCOW2_COPIED || image_has_data_file(img) ||
+		       hclusters_are_broken(img, e.word);
 	if (e.word & QCOW2_L2_RESERVED || (img->hdr.version < 3 && e.word & QCOW2_ZERO))
 		return true;
 	if (img->extended_l2 && bitmap_is_broken(e))
 		return true;
+	if (image_has_data_file(img))
+		return e.word & MAP_PLACED && hoff != gcluster << img->cluster_bits;
 	if (!hoff)
 		return e.word & QCOW2_COPIED;
 	return hoff & (img->cluster_bytes - 1) || hclusters_are_broken(img, e.word);
@@ -53,7 +56,8 @@ void map_slice_validate(struct qcow2_image *img, struct slice *s)
 	for (uint32_t i = 0; i < n; i++) {
 		struct map_entry entry = map_entry_load(img, s, i);
 
-		if (map_entry_is_empty(entry) || !entry_is_broken(img, entry))
+		if (map_entry_is_empty(entry) ||
+		    !entry_is_broken(img, (s->key << img->l2_slice_bits) + i, entry))
 			continue;
 		s->bad[i / 64] |= (uint64_t)1 << (i % 64);
 		any = true;
@@ -141,7 +145,7 @@ static void slice_extent(struct qcow2_image *img, const struct slice *s, uint64_
 		.hoff = (e.word & QCOW2_L2_OFFSET_MASK) + in_cluster,
 		.entry = e.word,
 		.img = img,
-		.st = img->st,
+		.st = img->data,
 	};
 	if (map_entry_is_bad(s, index)) {
 		ext->kind = MAP_BROKEN;
@@ -164,7 +168,7 @@ static void no_table_extent(struct qcow2_image *img, uint64_t goff, uint64_t max
 
 	*ext = (struct map_extent){.kind = MAP_UNALLOCATED,
 				   .img = img,
-				   .st = img->st,
+				   .st = img->data,
 				   .len_bytes = min_of(span - (goff & (span - 1)), max_bytes)};
 }
 

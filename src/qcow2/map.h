@@ -28,7 +28,7 @@ struct map_extent {
 	uint64_t hoff;	    /* DATA, ZERO_ALLOC: of the first byte */
 	uint64_t entry;	    /* COMPRESSED: the descriptor; the extent ends with its cluster */
 	uint64_t len_bytes; /* at least 1 */
-	/* What the host offset or descriptor is in: @img's file, or where NULL the raw file @st. */
+	/* What the host offset is in; and whose it is, or a descriptor is: @img, or where NULL a raw file. */
 	struct qcow2_image *img;
 	struct storage *st;
 };
@@ -79,14 +79,26 @@ static inline bool map_entry_is_bad(const struct slice *s, uint32_t index)
 	       s->bad[index / 64] >> (index % 64) & 1;
 }
 
+/*
+ * Set in the word of an entry that has a place, in the file or the external data file, where the place may
+ * be at offset 0: then it is COPIED (qcow2: "External data file"). In any other image such an entry is
+ * broken.
+ */
+#define MAP_PLACED (QCOW2_L2_OFFSET_MASK | QCOW2_COPIED)
+
+static inline bool map_word_placed(uint64_t word)
+{
+	return !(word & QCOW2_COMPRESSED) && word & MAP_PLACED;
+}
+
 /* Of a cluster, by a standard entry's word. */
 static inline enum map_kind map_word_kind(uint64_t word)
 {
 	if (word & QCOW2_COMPRESSED)
 		return MAP_COMPRESSED;
 	if (word & QCOW2_ZERO)
-		return word & QCOW2_L2_OFFSET_MASK ? MAP_ZERO_ALLOC : MAP_ZERO;
-	return word & QCOW2_L2_OFFSET_MASK ? MAP_DATA : MAP_UNALLOCATED;
+		return word & MAP_PLACED ? MAP_ZERO_ALLOC : MAP_ZERO;
+	return word & MAP_PLACED ? MAP_DATA : MAP_UNALLOCATED;
 }
 
 /* Of subcluster @sub by an extended entry. An unallocated one may have its place in a host cluster. */
@@ -97,7 +109,7 @@ static inline enum map_kind map_subcluster_kind(struct map_entry e, unsigned sub
 	if (e.bitmap >> sub & 1)
 		return MAP_DATA;
 	if (e.bitmap >> (QCOW2_SUBCLUSTERS + sub) & 1)
-		return e.word & QCOW2_L2_OFFSET_MASK ? MAP_ZERO_ALLOC : MAP_ZERO;
+		return e.word & MAP_PLACED ? MAP_ZERO_ALLOC : MAP_ZERO;
 	return MAP_UNALLOCATED;
 }
 
@@ -108,12 +120,19 @@ static inline struct map_entry map_entry_data(const struct qcow2_image *img, uin
 				  img->extended_l2 ? QCOW2_SUBCLUSTERS_ALLOC_MASK : 0};
 }
 
-/* The host clusters that an entry's word refers to: *@count of them, 0 if none. */
+/*
+ * The host clusters that an entry's word refers to: *@count of them, 0 if none. Those of an external data
+ * file are not counted.
+ */
 static inline uint64_t map_entry_hclusters(const struct qcow2_image *img, uint64_t word,
 					   uint64_t *count)
 {
 	uint64_t from, bytes;
 
+	if (image_has_data_file(img)) {
+		*count = 0;
+		return 0;
+	}
 	if (!(word & QCOW2_COMPRESSED)) {
 		*count = word & QCOW2_L2_OFFSET_MASK ? 1 : 0;
 		return (word & QCOW2_L2_OFFSET_MASK) >> img->cluster_bits;

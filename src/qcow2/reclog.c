@@ -13,7 +13,7 @@
 
 #define RECLOG_MAGIC	      0x71326c6f67303031u /* "q2log001" */
 #define RECLOG_HEADER_BYTES   4096
-#define RECLOG_IDENTITY_BYTES 256
+#define RECLOG_IDENTITY_BYTES 320
 
 /* Native byte order: the log lives no longer than the boot. */
 struct reclog_header {
@@ -142,7 +142,7 @@ static uint64_t step(const struct qcow2_image *img, uint64_t value, uint64_t n)
 {
 	if (value & QCOW2_COMPRESSED)
 		return value;
-	return value & QCOW2_L2_OFFSET_MASK ? value + (n << img->cluster_bits) : value;
+	return value & MAP_PLACED ? value + (n << img->cluster_bits) : value;
 }
 
 static struct reclog_record *record_at(const struct reclog *log, uint64_t position)
@@ -294,6 +294,10 @@ static int record_check(const struct qcow2_image *img, const struct reclog_recor
 	    (r->count != 1 || !next || next->type != RECLOG_BITMAP || next->index != r->index))
 		return -EINVAL;
 
+	if (r->type == RECLOG_L1)
+		hcluster = (r->value & QCOW2_L1_OFFSET_MASK) >> img->cluster_bits;
+	else if (r->type == RECLOG_RT)
+		hcluster = (r->value & QCOW2_RT_OFFSET_MASK) >> img->cluster_bits;
 	if (!r->count || hcluster + max_of((uint64_t)r->count, clusters) > img->hclusters_max)
 		return -EINVAL;
 	switch (r->type) {

@@ -28,7 +28,7 @@ void part_io_complete(struct storage_io *io, int ret)
 	struct part *part = container_of(io, struct part, io);
 
 	/* Rule 5: counted before anybody hears of it, failed ones too: part of it may be there. */
-	if (io->op == STORAGE_WRITE)
+	if (io->op != STORAGE_READ)
 		atomic_fetch_add_explicit(&part->r->q->writes_done, 1, memory_order_release);
 	if (part->crypto && io->op == STORAGE_WRITE)
 		crypt_write_done(part);
@@ -64,7 +64,7 @@ struct part *part_get(struct request *r)
 	while (part->busy)
 		part++;
 	part->r = r;
-	part->st = r->q->img->st;
+	part->st = r->q->img->data;
 	part->crypto = r->q->img->crypto;
 	part->finish = part_finish;
 	part->io.op = STORAGE_READ;

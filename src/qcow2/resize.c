@@ -392,6 +392,8 @@ static int check(const struct qcow2_image *img, uint64_t size_bytes, struct erro
 		return error_set(err, -EFBIG, "the new size is more than clusters of %" PRIu32
 					      " bytes can map",
 				 img->cluster_bytes);
+	if (img->data_raw)
+		return error_set(err, -ENOTSUP, "cannot be resized: it has a raw external data file");
 	if (!img->hdr.nb_snapshots)
 		return 0;
 	/* the disk's size is not part of a version 2 snapshot; and what one uses cannot be cut off */

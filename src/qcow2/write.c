@@ -104,7 +104,7 @@ static uint64_t count_unbacked(const struct qcow2_image *img, const struct slice
 		uint64_t word = map_entry_load(img, s, index + (uint32_t)n).word;
 
 		/* whatever an extended entry's bitmap says: all of the cluster is written */
-		if (word & (QCOW2_COMPRESSED | QCOW2_L2_OFFSET_MASK))
+		if (word & (QCOW2_COMPRESSED | MAP_PLACED))
 			break;
 		n++;
 	}
@@ -131,7 +131,7 @@ static uint64_t count_mapped(const struct qcow2_image *img, const struct slice *
 /* Whether an entry has a host cluster that only this image's active map refers to. */
 static bool entry_is_ours(struct map_entry e)
 {
-	return e.word & QCOW2_COPIED && e.word & QCOW2_L2_OFFSET_MASK && !(e.word & QCOW2_COMPRESSED);
+	return e.word & QCOW2_COPIED && !(e.word & QCOW2_COMPRESSED);
 }
 
 static enum segment_kind segment_kind(const struct round *round, uint64_t gcluster,
@@ -141,7 +141,7 @@ static enum segment_kind segment_kind(const struct round *round, uint64_t gclust
 		return e.bitmap == QCOW2_SUBCLUSTERS_ALLOC_MASK ? SEGMENT_IN_PLACE : SEGMENT_SUB;
 	if (entry_is_ours(e))
 		return map_word_kind(e.word) == MAP_DATA ? SEGMENT_IN_PLACE : SEGMENT_REUSE;
-	if (e.word & (QCOW2_COMPRESSED | QCOW2_L2_OFFSET_MASK))
+	if (e.word & (QCOW2_COMPRESSED | MAP_PLACED))
 		return SEGMENT_COPY;
 	if (round->img->extended_l2 && !cluster_covered(round, gcluster))
 		return SEGMENT_SUB;
@@ -200,6 +200,16 @@ static bool segment_merge(struct round *round, const struct segment *seg)
 	return true;
 }
 
+/* New clusters for a segment; in an external data file each has its place already. */
+static int segment_alloc(struct qcow2_image *img, struct segment *seg)
+{
+	if (!image_has_data_file(img))
+		return alloc_clusters(img, seg->clusters, &seg->hcluster, &seg->clusters, &seg->zeroed);
+	seg->hcluster = seg->gcluster;
+	seg->zeroed = false; /* something may have been there before */
+	return 0;
+}
+
 static int prepare_segment(struct round *round)
 {
 	struct qcow2_image *img = round->img;
@@ -209,7 +219,7 @@ static int prepare_segment(struct round *round)
 	int ret = segment_classify(round, gcluster, want, &seg);
 
 	if (!ret && seg.fresh)
-		ret = alloc_clusters(img, seg.clusters, &seg.hcluster, &seg.clusters, &seg.zeroed);
+		ret = segment_alloc(img, &seg);
 	if (ret)
 		return ret;
 	if (img->crypto)
@@ -261,7 +271,7 @@ static bool link_entry_expected(const struct qcow2_image *img, const struct segm
 {
 	switch (seg->kind) {
 	case SEGMENT_NEW:
-		return !(e.word & (QCOW2_COMPRESSED | QCOW2_L2_OFFSET_MASK));
+		return !(e.word & (QCOW2_COMPRESSED | MAP_PLACED));
 	case SEGMENT_REUSE:
 		return map_word_kind(e.word) == MAP_ZERO_ALLOC &&
 		       (e.word & QCOW2_L2_OFFSET_MASK) >> img->cluster_bits == seg->hcluster + i;
@@ -346,7 +356,7 @@ static int segment_link(struct round *round, const struct segment *seg)
 			done += (uint64_t)n;
 	}
 	/* What was not linked was never referred to. */
-	if (done < seg->clusters && seg->fresh)
+	if (done < seg->clusters && seg->fresh && !image_has_data_file(round->img))
 		alloc_undo(round->img, seg->hcluster + done, seg->clusters - done);
 	return n < 0 ? (int)n : 0;
 }
@@ -378,6 +388,9 @@ static void segment_write(struct request *r, const struct round *round, const st
 	uint64_t from, to;
 
 	segment_payload(round, seg, &from, &to);
+	if (round->img->data_raw) /* it is not to become longer than the disk */
+		end = max_of(to, min_of(end, align_up(round->img->size_bytes,
+						      round->img->data->block_bytes)));
 	part->io.op = STORAGE_WRITE;
 	part->io.offset_bytes = (seg->hcluster << bits) + (fill ? 0 : from - start);
 	if (fill)

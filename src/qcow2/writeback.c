@@ -158,19 +158,28 @@ void writeback_give_up(struct qcow2_image *img, int ret)
 		img->st->name, error_text(NULL, ret));
 }
 
-int writeback_sync(struct qcow2_image *img)
+static int sync_files(struct qcow2_image *img, bool data)
 {
 	int ret = -EIO;
 
 	co_lock(&img->wb.sync_lock);
 	if (!img->wb.sync_failed || mutant(MUTANT_IGNORE_SYNC_ERROR)) {
 		img->wb.syncs++;
-		ret = storage_sync(img->st);
+		ret = data && image_has_data_file(img) && !mutant(MUTANT_DATA_FILE_UNSYNCED)
+			      ? storage_sync(img->data)
+			      : 0;
+		if (!ret)
+			ret = storage_sync(img->st);
 		if (ret)
 			writeback_give_up(img, ret);
 	}
 	co_unlock(&img->wb.sync_lock);
 	return ret;
+}
+
+int writeback_sync(struct qcow2_image *img)
+{
+	return sync_files(img, false);
 }
 
 enum step { STEP_REFCOUNTS, STEP_RT, STEP_L2, STEP_L1, STEPS };
@@ -245,7 +254,7 @@ static int pass_execute(struct qcow2_image *img)
 
 		ret = step_write(img, step_order(i), &wrote);
 		if (!ret && (wrote || (i == 0 && data)))
-			ret = writeback_sync(img);
+			ret = sync_files(img, i == 0 && data);
 	}
 	if (ret) {
 		uncut(&img->rc_cache);

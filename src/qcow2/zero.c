@@ -13,6 +13,7 @@
  */
 #include <errno.h>
 
+#include "base/log.h"
 #include "qcow2/request.h"
 
 #define UNMAP_BATCH 256
@@ -38,7 +39,7 @@ static struct map_entry zero_entry(const struct unmap *u, uint64_t g, struct map
 	const struct map_entry zero = {extended ? 0 : QCOW2_ZERO,
 				       extended ? QCOW2_SUBCLUSTERS_ZERO_MASK : 0};
 	const struct map_entry nothing = below ? zero : (struct map_entry){0};
-	bool placed = !(entry.word & QCOW2_COMPRESSED) && entry.word & QCOW2_L2_OFFSET_MASK;
+	bool placed = map_word_placed(entry.word);
 
 	if (entry.word & QCOW2_COMPRESSED) /* has no cluster of its own that could stay */
 		return u->keep ? zero : nothing;
@@ -100,11 +101,28 @@ static int unmap_in_slice(struct unmap *u, uint64_t first, uint64_t end, unsigne
 			continue;
 		reclog_entry(img, g, entry, zeroed);
 		map_entry_store(img, s, index, zeroed);
-		if (!(zeroed.word & QCOW2_L2_OFFSET_MASK))
+		if (!map_word_placed(zeroed.word))
 			map_entry_unref(img, entry.word, reserved);
 	}
 	cache_put(&img->l2_cache, s);
 	return broken;
+}
+
+/*
+ * What is unlinked in a data file that is not raw gives its space back. Before the unlinking and under
+ * the clusters' lock: afterwards somebody may write there again, as a cluster's place is always the
+ * same. Best effort.
+ */
+static void punch_data_file(struct unmap *u, uint64_t first, uint64_t end)
+{
+	struct qcow2_image *img = u->img;
+	unsigned bits = img->cluster_bits;
+
+	if (u->keep || !image_has_data_file(img) || !img->data->can_punch || img->discard_ignore ||
+	    !table_get(&img->l1, first >> img->l2_bits))
+		return;
+	if (storage_punch(img->data, first << bits, (end - first) << bits))
+		log_debug("%s: a hole was not punched", img->data->name);
 }
 
 static int unmap_on_meta(void *arg)
@@ -140,6 +158,7 @@ static int unmap_on_meta(void *arg)
 			return batch_ret;
 		}
 		cluster_lock(&img->locks, &lock, g, end - 1);
+		punch_data_file(u, g, end);
 		batch_ret = unmap_in_slice(u, g, end, &reserved);
 		cluster_unlock(&img->locks, &lock);
 		frees_unreserve(img, reserved);
@@ -179,6 +198,41 @@ static int zero_by_writing(struct request *r, uint64_t goff, uint64_t end)
 	return ret;
 }
 
+/*
+ * A raw data file is read without the map: zeros go to the file itself, in [@goff, @end), and the map stays
+ * as it is.
+ */
+static int zero_raw(struct request *r, uint64_t goff, uint64_t end, bool keep)
+{
+	struct qcow2_image *img = r->q->img;
+	bool punch = img->data->can_punch && !keep;
+	unsigned epoch = epoch_enter(r->q);
+	uint64_t from = goff;
+	int ret = 0, io_ret;
+
+	while (!ret && goff < end) {
+		struct map_extent ext;
+
+		ret = request_map(r, goff, end - goff, &ext);
+		if (!ret && ext.kind == MAP_BROKEN)
+			ret = -EIO;
+		if (!ret && ext.kind == MAP_DATA) {
+			struct part *part = part_get(r);
+
+			part->io.op = punch ? STORAGE_PUNCH : STORAGE_ZERO;
+			part->io.offset_bytes = ext.hoff;
+			part->io.len_bytes = ext.len_bytes;
+			part_submit(part);
+		}
+		goff += ext.len_bytes;
+	}
+	io_ret = parts_wait(r);
+	epoch_exit(r->q, epoch);
+	if (!ret && io_ret == -EOPNOTSUPP)
+		return zero_by_writing(r, from, end);
+	return ret ? ret : io_ret;
+}
+
 /* The whole clusters of a request's range: [*first, *end), empty if *first >= *end. */
 static void whole_clusters(const struct request *r, uint64_t *first, uint64_t *end)
 {
@@ -197,6 +251,8 @@ int request_zero(struct request *r)
 	uint64_t whole_from, whole_to;
 	int ret;
 
+	if (img->data_raw)
+		return zero_raw(r, from, to, u.keep);
 	whole_clusters(r, &u.first_gcluster, &u.end_gcluster);
 	/* version 2 has no zero flag: clusters that are to stay are written */
 	if (u.first_gcluster >= u.end_gcluster || (u.keep && img->hdr.version < 3) ||
@@ -219,5 +275,8 @@ int request_discard(struct request *r)
 	whole_clusters(r, &u.first_gcluster, &u.end_gcluster);
 	if (u.first_gcluster >= u.end_gcluster || zeros_need_writing(u.img))
 		return 0;
+	if (u.img->data_raw)
+		return zero_raw(r, u.first_gcluster << u.img->cluster_bits,
+				min_of(u.end_gcluster << u.img->cluster_bits, u.img->size_bytes), false);
 	return image_call(r->q->img, unmap_on_meta, &u);
 }

@@ -722,6 +722,11 @@ static int file_examine(struct file *f, const struct storage_file_options *opts,
 	if (ret)
 		return ret;
 	disk = S_ISBLK(s.st_mode) ? s.st_rdev : s.st_dev;
+	if (S_ISBLK(s.st_mode))
+		snprintf(f->st.id, sizeof(f->st.id), "block:%u:%u", major(disk), minor(disk));
+	else
+		snprintf(f->st.id, sizeof(f->st.id), "file:%ju:%ju", (uintmax_t)s.st_dev,
+			 (uintmax_t)s.st_ino);
 	size = (uint64_t)s.st_size;
 	if (S_ISBLK(s.st_mode)) {
 		if (ioctl(f->fd, BLKGETSIZE64, &size))

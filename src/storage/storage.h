@@ -96,6 +96,7 @@ struct storage_ops {
 struct storage {
 	const struct storage_ops *ops;
 	const char *name; /* for messages; printable */
+	char id[64];	  /* the same for every name of one file or device; empty: not known */
 	/*
 	 * Bytes; follows what this program does to the file, at completion. May be read from any
 	 * thread; written by one at a time.

@@ -138,6 +138,8 @@ compare_all() {
 		diff_fail "dump of our image"
 	cmp "$diff_dir/ours.raw" "$diff_dir/twin.raw" >"$diff_dir/out.cmp" 2>&1 ||
 		diff_fail "our image read by us differs from qemu's read by qemu ($1)"
+	[ "${DIFF_DATA_FILE:-}" != raw ] || cmp -n "$(stat -c %s "$diff_dir/ours.raw")" "$diff_dir/ours.raw" "$diff_dir/ours.data" >"$diff_dir/out.cmp" 2>&1 ||
+		diff_fail "the raw data file alone is not the disk ($1)"
 	timeout "$STEP_TIMEOUT" "$QCOW2_IO" ${DIFF_KEY:+-k "$DIFF_KEY"} -r -c "dump $diff_dir/ours.raw" "$b" >"$diff_dir/out.dump" 2>&1 ||
 		diff_fail "dump of qemu's image"
 	cmp "$diff_dir/ours.raw" "$diff_dir/twin.raw" >"$diff_dir/out.cmp" 2>&1 ||
@@ -187,9 +189,19 @@ diff_compressed() {
 	rm "$plain"
 }
 
+# The option that gives image NAME a data file of its own; QEMU looks for a relative name in its own folder.
+diff_data_option() {
+	case ${DIFF_DATA_FILE:-} in
+	'') ;;
+	raw) printf ',data_file=%s,data_file_raw=on' "$diff_dir/$1.data" ;;
+	*) printf ',data_file=%s' "$diff_dir/$1.data" ;;
+	esac
+}
+
 # diff_case QEMU-IMG-OPTIONS SIZE CLUSTER OPS MAXLEN [qcow2-io option...]
 # With OWN_CREATE set our image is made by our own create; with DIFF_CHAIN it has a backing chain; with
-# DIFF_COMPRESSED it starts full of compressed clusters; with NO_DISCARD nothing is discarded.
+# DIFF_COMPRESSED it starts full of compressed clusters; with DIFF_DATA_FILE (raw or yes) its data are in
+# another file; with NO_DISCARD nothing is discarded.
 diff_case() {
 	local options=$1 size=$2 cluster=$3 ops=$4 max_len=$5 seed below shadow=zero
 	local kinds=${NO_DISCARD:+-D}
@@ -197,20 +209,23 @@ diff_case() {
 	diff_cases=$((diff_cases + 1))
 	diff_label="seed $SEED, case $diff_cases: $options, $size bytes, $ops operations, qcow2-io $*"
 	[ -d "$diff_dir/p" ] || diff_patterns
-	rm -f "$diff_dir"/*.qcow2 "$diff_dir"/out.*
+	rm -f "$diff_dir"/*.qcow2 "$diff_dir"/out.* "$diff_dir"/*.data
 	below=
 	[ -z "${DIFF_CHAIN:-}" ] || below=$(diff_chain) || { echo "$below"; exit 1; }
 	if [ -n "${DIFF_COMPRESSED:-}" ]; then
 		diff_compressed "$options" "$size"
 	else
 		# shellcheck disable=SC2086
-		create_qcow2 "$options" $below "$diff_dir/twin.qcow2" "$size"
+		create_qcow2 "$options$(diff_data_option twin)" $below "$diff_dir/twin.qcow2" "$size"
 	fi
 	if [ -n "${OWN_CREATE:-}" ]; then
-		"$PROGRAM" create ${DIFF_KEY:+--key-file "$DIFF_KEY"} -o "$options" "$diff_dir/ours.qcow2" "$size" \
+		"$PROGRAM" create ${DIFF_KEY:+--key-file "$DIFF_KEY"} -o "$options$(diff_data_option ours)" "$diff_dir/ours.qcow2" "$size" \
 			>"$diff_dir/out.create" 2>&1 ||
 			diff_fail "create"
 		check_image "$diff_dir/ours.qcow2" created
+	elif [ -n "${DIFF_DATA_FILE:-}" ]; then
+		# shellcheck disable=SC2086
+		create_qcow2 "$options$(diff_data_option ours)" $below "$diff_dir/ours.qcow2" "$size"
 	else
 		cp --sparse=always "$diff_dir/twin.qcow2" "$diff_dir/ours.qcow2"
 	fi

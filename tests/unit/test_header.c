@@ -445,7 +445,6 @@ static void test_servable(void **state)
 static void test_not_servable(void **state)
 {
 	static const struct field_case cases[] = {
-		{72, 8, QCOW2_INCOMPAT_DATA_FILE, -ENOTSUP, "external data file"},
 		{72, 8, 32, -ENOTSUP, "unknown incompatible feature (bit 5)"},
 		{72, 8, (uint64_t)1 << 63, -ENOTSUP, "unknown incompatible feature (bit 63)"},
 	};

@@ -413,10 +413,16 @@ int snapshot_active_clear_copied(struct qcow2_image *img)
 	int ret = 0;
 
 	for (uint64_t i = 0; !ret && i < img->l1.entries; i++) {
-		uint64_t entry = table_get(&img->l1, i);
+		uint64_t entry = table_get(&img->l1, i), count = 2;
 
-		/* A table that is shared already has no such entries. */
-		if (!(entry & QCOW2_COPIED))
+		/*
+		 * A table that is shared already has no such entries. The flag alone does not tell: when
+		 * flags are set again after a delete, those in L2 tables are on disk first.
+		 */
+		if (!(entry & QCOW2_COPIED) && entry & QCOW2_L1_OFFSET_MASK && !(entry & L1_BROKEN))
+			ret = refcount_get(img, (entry & QCOW2_L1_OFFSET_MASK) >> img->cluster_bits,
+					   &count);
+		if (ret || (!(entry & QCOW2_COPIED) && count > 1))
 			continue;
 		for (uint64_t k = 0; !ret && k < (uint64_t)1 << img->l2_bits; k += per_slice)
 			ret = clear_in_slice(img, i, k);

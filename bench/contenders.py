@@ -58,7 +58,7 @@ class QemuImg:
     def once(self, path, w, count):
         words = ["-c", count, "-d", w.depth, "-s", w.bs, "-f", "qcow2", "-t", self.cache, "-i", self.aio]
         # No random offsets here: a step that is prime to the size goes everywhere.
-        words += ["-S", (33331 * w.bs if w.random else w.step or w.bs)]
+        words += ["-S", ((33331 if w.bs < 65536 else 3331) * w.bs if w.random else w.step or w.bs)]
         words += ["-w"] if w.rw == "write" else []
         words += [f"--flush-interval={w.flush}"] if w.flush else []
         out = run("qemu-img", "bench", *words, path)
@@ -156,12 +156,14 @@ def process(words, env=None, pipe=False):
     try:
         yield proc
     finally:
-        proc.send_signal(signal.SIGTERM)
-        try:
-            proc.wait(WAIT_S)
-        except subprocess.TimeoutExpired:
-            proc.kill()
-            proc.wait()
+        # Again and again: a device that is still open ignores it, and fio's ring holds its file for a while.
+        end = time.monotonic() + WAIT_S
+        while proc.poll() is None and time.monotonic() < end:
+            proc.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                proc.wait(0.2)
+        proc.kill()
+        proc.wait()
 
 
 def wait_until(true, what):

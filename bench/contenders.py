@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import tempfile
@@ -23,6 +24,13 @@ def clock_ticks(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def warm(path):
+    """Into the page cache, all of it."""
+    with open(path, "rb") as f:
+        while f.read(1 << 20):
+            pass
+
+
 # ---- in process ----
 
 class Engine:
@@ -33,6 +41,8 @@ class Engine:
         self.raw = target == "loop"
 
     def measure(self, path, w, seconds):
+        if self.cache == "buffered":
+            warm(path)
         words = ["bench", "--json", "--target", self.target, "--cache", self.cache, "-d", w.depth, "-s", w.bs,
                  "--queues", self.queues or w.queues]
         words += {"read": [], "write": ["-w"], "mix": ["--rwmix", 50]}[w.rw]
@@ -61,23 +71,30 @@ class QemuImg:
         words += ["-S", ((33331 if w.bs < 65536 else 3331) * w.bs if w.random else w.step or w.bs)]
         words += ["-w"] if w.rw == "write" else []
         words += [f"--flush-interval={w.flush}"] if w.flush else []
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         out = run("qemu-img", "bench", *words, path)
-        return count / float(re.search(r"completed in ([0-9.]+) seconds", out)[1])
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return {"rate": count / float(re.search(r"completed in ([0-9.]+) seconds", out)[1]),
+                "cpu_us": used * 1e6 / count}
 
     def measure(self, path, w, seconds):
+        if self.cache != "none":
+            warm(path)
         if w.count:
-            return {"rate": self.once(path, w, w.count)}
+            return self.once(path, w, w.count)
         if w not in self.rates:
-            self.rates[w] = self.once(path, w, 2000 // (w.flush and 10 or 1))
-        self.rates[w] = self.once(path, w, max(100, int(self.rates[w] * seconds)))
-        return {"rate": self.rates[w]}
+            self.rates[w] = self.once(path, w, 2000 // (w.flush and 10 or 1))["rate"]
+        got = self.once(path, w, max(100, int(self.rates[w] * seconds)))
+        self.rates[w] = got["rate"]
+        return got
 
 
 # ---- by fio, on a file or device ----
 
 def fio(name, w, seconds, size=0, direct=True, engine=("--ioengine=io_uring", "--registerfiles=1")):
     words = ["--name=bench", "--output-format=json", f"--bs={w.bs}", f"--iodepth={w.depth}",
-             f"--direct={int(direct)}", f"--numjobs={w.queues}", "--group_reporting", "--randrepeat=0",
+             f"--direct={int(direct)}", "--invalidate=0", f"--numjobs={w.queues}", "--group_reporting", "--randrepeat=0",
              "--norandommap", "--thread", *engine]
     kind = {"read": "read", "write": "write", "mix": "rw"}[w.rw]
     words += [f"--rw={'rand' if w.random else ''}{kind}"]
@@ -124,6 +141,8 @@ class FioRaw:
         self.direct = direct
 
     def measure(self, path, w, seconds):
+        if not self.direct:
+            warm(path)
         return fio(path, w, seconds, os.path.getsize(path), self.direct)
 
 
@@ -133,7 +152,13 @@ class Served:
     raw = False
 
     def __init__(self, env):
-        self.env = env
+        self.env, self.proc = env, None
+
+    def last_words(self):
+        if not self.proc:
+            return ""
+        self.proc.errors.seek(0)
+        return f"status {self.proc.poll()}: {self.proc.errors.read().strip()}"
 
     def measure(self, path, w, seconds):
         with self.serve(path) as (call, pids):
@@ -141,6 +166,8 @@ class Served:
                 return {"rate": 1 / discard_all(call["name"])}
             before = sum(clock_ticks(pid) for pid in pids)
             got = fio(w=w, seconds=seconds, **call)
+            if gone := [pid for pid in pids if not os.path.exists(f"/proc/{pid}")]:
+                raise RuntimeError(f"process {gone[0]} died under load: {self.last_words()}")
             if pids:
                 used = sum(clock_ticks(pid) for pid in pids) - before
                 got["cpu_us"] = used * 1e6 / max(1, got["rate"] * seconds)
@@ -186,11 +213,11 @@ class Attached(Served):
         words = [self.env.program, "add", "--foreground", "--target", self.target, *self.options]
         words += ["--size", os.path.getsize(path)] if self.target == "null" else [path]
         with process(words, self.env.variables, pipe=True) as proc:
+            self.proc = proc
             device = proc.stdout.readline().strip()
             if not device:
                 proc.wait(WAIT_S)
-                proc.errors.seek(0)
-                raise RuntimeError(f"{' '.join(map(str, words[1:]))}: {proc.errors.read().strip()}")
+                raise RuntimeError(f"{' '.join(map(str, words[1:]))}: {self.last_words()}")
             size = 0 if device.startswith("/dev/") else os.path.getsize(device)
             yield {"name": device, "size": size}, [proc.pid]
 

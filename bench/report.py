@@ -29,13 +29,14 @@ def values(result, contender, metric):
 
 
 def goals_of(row, result):
-    """(A, B, what is asked, summary of the ratios)"""
+    """(A, B, what is asked, summary of the ratios, the same of CPU times: theirs to ours; None: not known)"""
     out = []
     for ours, theirs, least in row.goals:
         got = ratios(values(result, ours, row.metric), values(result, theirs, row.metric),
                      row.metric != "rate")
         if got:
-            out.append((ours, theirs, least, summary(got)))
+            used = ratios(values(result, ours, "cpu_us"), values(result, theirs, "cpu_us"), True)
+            out.append((ours, theirs, least, summary(got), summary(used) if used else None))
     return out
 
 
@@ -54,9 +55,10 @@ def row_lines(row, result):
         what = f"{row.what}; {row.medium}, {result['rounds']} rounds, load {result['load']:.1f}" if i == 0 else ""
         text = "<br>".join(figures) if i == 0 else ""
         if goal:
-            ours, theirs, least, s = goal
+            ours, theirs, least, s, used = goal
             verdict = "yes" if s["median"] >= least else "**no**"
-            lines.append(f"| {what} | {text} | {ours} / {theirs}: {ratio_text(s)} | {least} {verdict} |")
+            lines.append(f"| {what} | {text} | {ours} / {theirs}: {ratio_text(s)}"
+                         + (f"; by CPU time {used['median']:.2f}" if used else "") + f" | {least} {verdict} |")
         else:
             lines.append(f"| {what} | {text} | | |")
     return lines
@@ -114,10 +116,11 @@ def terminal(data):
         rates = [f"{name} {number(summary([v for v in values(result, name, row.metric) if v])['median'])}"
                  for name in result["measured"] if any(values(result, name, row.metric))]
         lines.append(f"{row.name:24} {', '.join(rates)}")
-        for ours, theirs, least, s in goals_of(row, result):
+        for ours, theirs, least, s, used in goals_of(row, result):
             mark = "ok " if s["median"] >= least else "LOW"
             lines.append(f"{'':24} {mark} {ours} / {theirs}: {s['median']:.2f} "
-                         f"[{s['low']:.2f}, {s['high']:.2f}], asked {least}")
+                         f"[{s['low']:.2f}, {s['high']:.2f}], asked {least}"
+                         + (f"; by CPU time {used['median']:.2f}" if used else ""))
     return "\n".join(lines) + "\n"
 
 

@@ -2,13 +2,17 @@
 /*
  * budget.c: the engine's path of a mapped 4 KiB request, alone, for counting what it costs.
  *
- *	budget memory|file|loop IMAGE read|write REQUESTS [spoil]
+ *	budget memory|file|loop IMAGE read|write REQUESTS [OPTION]...
  *
- * Opens IMAGE, whose every cluster is mapped, from a copy in memory, as a file, or as a raw file without
- * the engine; makes all requests twice at random offsets, 64 in flight, and prints how often the second
- * round entered the ring. The second round runs inside measured_round(), which is what callgrind is told
- * to count; the first has loaded the map. With "spoil" each request allocates, takes a lock and wastes
- * time, which shows that the counting notices.
+ * Opens IMAGE, from a copy in memory, as a file, or as a raw file without the engine, and makes all
+ * requests twice, 64 in flight. For each round it prints how often the ring was entered and, of a copy in
+ * memory, how many reads, writes and syncs reached the storage. The second round runs inside
+ * measured_round(), which is what callgrind is told to count; the first has loaded the map.
+ *
+ *	depth=N	    in flight
+ *	cache=BYTES of the map
+ *	flush	    each request goes to a cluster of its own, in order, and is followed by a flush
+ *	spoil	    each request allocates, takes a lock and wastes time, which shows that counting notices
  */
 #include <assert.h>
 #include <errno.h>
@@ -44,10 +48,12 @@ struct run {
 	struct qcow2_queue *queue;
 	struct loop *loop;
 	struct slot slots[DEPTH];
+	unsigned depth;
+	uint64_t cache_bytes;
 	enum blk_op op;
 	uint64_t offsets[ROUND_MAX]; /* drawn before, so that drawing them is not counted */
 	unsigned requests, begun, inflight;
-	bool spoil;
+	bool spoil, flush;
 	int ret;
 	struct co_task task;
 	struct loop_msg msg;
@@ -60,6 +66,8 @@ static void slot_begin(struct slot *slot)
 {
 	struct run *r = slot->run;
 
+	slot->req.op = r->op;
+	slot->req.len_bytes = REQUEST_BYTES;
 	slot->req.offset_bytes = r->offsets[r->begun++];
 	r->inflight++;
 	if (r->queue) {
@@ -98,7 +106,13 @@ static void slot_end(struct slot *slot, int ret)
 
 static void request_complete(struct blk_request *req, int ret)
 {
-	slot_end(container_of(req, struct slot, req), ret);
+	if (!run.flush || ret || req->op == BLK_FLUSH) {
+		slot_end(container_of(req, struct slot, req), ret);
+		return;
+	}
+	req->op = BLK_FLUSH;
+	req->len_bytes = req->offset_bytes = 0;
+	qcow2_submit(run.queue, req);
 }
 
 static void io_complete(struct storage_io *io, int ret)
@@ -109,7 +123,7 @@ static void io_complete(struct storage_io *io, int ret)
 static void round_begin(struct loop_msg *msg)
 {
 	run.begun = 0;
-	for (unsigned i = 0; i < DEPTH; i++)
+	for (unsigned i = 0; i < run.depth; i++)
 		slot_begin(&run.slots[i]);
 }
 
@@ -158,8 +172,6 @@ static void slots_init(void)
 
 		slot->run = &run;
 		slot->req = (struct blk_request){
-			.op = run.op,
-			.len_bytes = REQUEST_BYTES,
 			.buf = {.base = buffers + i * REQUEST_BYTES},
 			.complete = request_complete,
 			.priv = privs + i * priv_bytes,
@@ -180,6 +192,8 @@ static void offsets_draw(uint64_t size_bytes)
 	for (unsigned i = 0; i < run.requests; i++) {
 		random = random * 6364136223846793005u + 1442695040888963407u;
 		run.offsets[i] = (random >> 20) % (size_bytes / REQUEST_BYTES) * REQUEST_BYTES;
+		if (run.flush)
+			run.offsets[i] = (uint64_t)i * qcow2_cluster_bytes(run.img) % size_bytes;
 	}
 }
 
@@ -191,7 +205,10 @@ static void open_all(const char *kind, const char *path)
 		.coroutines = DEPTH + QCOW2_EXTRA_COROUTINES,
 	};
 	struct storage_file_options file = {0};
-	struct qcow2_options options = {.max_inflight = DEPTH};
+	struct qcow2_options options = {
+		.max_inflight = DEPTH,
+		.cache_size_bytes = run.cache_bytes,
+	};
 	struct error err = {0};
 	int ret = 0;
 
@@ -238,24 +255,58 @@ static void close_all(void)
 		fail("close", &err, ret);
 }
 
+static bool option_take(const char *text)
+{
+	if (strcmp(text, "spoil") == 0)
+		run.spoil = true;
+	else if (strcmp(text, "flush") == 0)
+		run.flush = true;
+	else if (strncmp(text, "depth=", 6) == 0)
+		run.depth = (unsigned)strtoul(text + 6, NULL, 10);
+	else if (strncmp(text, "cache=", 6) == 0)
+		run.cache_bytes = strtoull(text + 6, NULL, 10);
+	else
+		return false;
+	return run.depth >= 1 && run.depth <= DEPTH;
+}
+
+static void round_report(bool memory, void (*round)(void))
+{
+	struct memory_counts before = {0}, after = {0};
+	uint64_t enters = loop_enters(run.loop);
+
+	if (memory)
+		before = memory_counts(run.storage);
+	round();
+	if (memory)
+		after = memory_counts(run.storage);
+	printf("enters %" PRIu64 " reads %" PRIu64 " writes %" PRIu64 " syncs %" PRIu64 "\n",
+	       loop_enters(run.loop) - enters, after.reads - before.reads, after.writes - before.writes,
+	       after.syncs - before.syncs);
+}
+
 int main(int argc, char **argv)
 {
-	uint64_t enters;
+	bool good = argc >= 5, memory, spoil;
 
-	if (argc < 5) {
-		fprintf(stderr, "usage: budget memory|file|loop IMAGE read|write REQUESTS [spoil]\n");
+	run.depth = DEPTH;
+	for (int i = 5; good && i < argc; i++)
+		good = option_take(argv[i]);
+	if (!good) {
+		fprintf(stderr, "usage: budget memory|file|loop IMAGE read|write REQUESTS [OPTION]...\n");
 		return 2;
 	}
+	memory = strcmp(argv[1], "memory") == 0;
 	run.op = strcmp(argv[3], "read") == 0 ? BLK_READ : BLK_WRITE;
 	run.requests = (unsigned)strtoul(argv[4], NULL, 10);
-	assert(run.requests >= DEPTH && run.requests <= ROUND_MAX);
+	assert(run.requests >= run.depth && run.requests <= ROUND_MAX);
 	open_all(argv[1], argv[2]);
 	slots_init();
-	round_run();
-	run.spoil = argc > 5;
-	enters = loop_enters(run.loop);
-	measured_round();
-	printf("%" PRIu64 "\n", loop_enters(run.loop) - enters);
+	spoil = run.spoil;
+	run.spoil = false;
+	round_report(memory, round_run);
+	run.spoil = spoil;
+	round_report(memory, measured_round);
 	close_all();
 	return 0;
 }

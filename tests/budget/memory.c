@@ -17,7 +17,10 @@ struct memory {
 	struct storage st;
 	uint8_t *data;
 	uint64_t cap_bytes;
+	struct memory_counts counts;
 };
+
+#define GROWTH_BYTES (512 * MiB)
 
 static struct memory *memory_of(struct storage *st)
 {
@@ -47,9 +50,13 @@ static int perform(struct memory *m, struct storage_io *io)
 {
 	switch (io->op) {
 	case STORAGE_READ:
+		m->counts.reads++;
+		return transfer(m, io);
 	case STORAGE_WRITE:
+		m->counts.writes++;
 		return transfer(m, io);
 	case STORAGE_SYNC:
+		m->counts.syncs++;
 		return 0;
 	case STORAGE_TRUNCATE:
 		if (io->offset_bytes > m->cap_bytes)
@@ -107,20 +114,40 @@ static const struct storage_ops memory_ops = {
 	.close = memory_close,
 };
 
+struct memory_counts memory_counts(struct storage *st)
+{
+	return memory_of(st)->counts;
+}
+
+/* The file, private, with zeros behind it; sparse as it may be, so it reserves nothing. */
+static uint8_t *map_with_room(int fd, uint64_t len_bytes, uint64_t cap_bytes)
+{
+	int flags = MAP_PRIVATE | MAP_NORESERVE, prot = PROT_READ | PROT_WRITE;
+	uint8_t *data = mmap(NULL, cap_bytes, prot, flags | MAP_ANONYMOUS, -1, 0);
+
+	if (data == MAP_FAILED)
+		return NULL;
+	if (mmap(data, len_bytes, prot, flags | MAP_FIXED, fd, 0) == MAP_FAILED) {
+		munmap(data, cap_bytes);
+		return NULL;
+	}
+	(void)madvise(data, len_bytes, MADV_RANDOM); /* holes are not to be read ahead in */
+	return data;
+}
+
 struct storage *memory_load(const char *path)
 {
 	struct memory *m = calloc(1, sizeof(*m));
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
 	struct stat st;
 
-	if (!m || fd < 0 || fstat(fd, &st)) {
-		free(m);
-		return NULL;
+	if (m && fd >= 0 && !fstat(fd, &st)) {
+		m->cap_bytes = align_up((uint64_t)st.st_size, 4096) + GROWTH_BYTES;
+		m->data = map_with_room(fd, (uint64_t)st.st_size, m->cap_bytes);
 	}
-	m->cap_bytes = align_up((uint64_t)st.st_size, 4096);
-	m->data = mmap(NULL, m->cap_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
-	close(fd);
-	if (m->data == MAP_FAILED) {
+	if (fd >= 0)
+		close(fd);
+	if (!m || !m->data) {
 		free(m);
 		return NULL;
 	}

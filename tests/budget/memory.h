@@ -10,7 +10,14 @@
 
 #include "storage/storage.h"
 
-/* A copy of the file at @path, which it may not outgrow; NULL: it could not be read. */
+/* A copy of the file at @path, which may grow a little; NULL: it could not be read. */
 struct storage *memory_load(const char *path);
+
+/* How many of each were submitted so far. */
+struct memory_counts {
+	uint64_t reads, writes, syncs;
+};
+
+struct memory_counts memory_counts(struct storage *st);
 
 #endif

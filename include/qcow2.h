@@ -33,6 +33,9 @@ enum qcow2_detect_zeroes {
 	QCOW2_DETECT_ZEROES_UNMAP, /* a WRITE_ZEROES */
 };
 
+/* Files in a backing chain, the image itself not counted. */
+#define QCOW2_BACKING_MAX 256
+
 struct qcow2_options {
 	bool read_only;
 	uint64_t cache_size_bytes; /* bound of the cached L2 slices and refcounts; 0: the default */

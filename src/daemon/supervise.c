@@ -58,6 +58,8 @@ struct supervisor {
 	struct storage *storage; /* holds the locks; NULL: no image, or another program opened it */
 	struct storage *data;	 /* the same of an external data file */
 	int held[HELD_FDS];	 /* the descriptions that do; -1: none */
+	struct storage **layers; /* the same of the backing chain */
+	unsigned layers_count;
 	_Atomic int *shared;
 	pid_t worker;
 	uint64_t deaths_ms[WORKERS_MAX]; /* the last ones, round and round */
@@ -98,6 +100,49 @@ static int data_file_lock(struct supervisor *s, struct error *err)
 	}
 	free(info);
 	return ret;
+}
+
+/*
+ * Those of the backing files. Workers take them as well, and say what is wrong with a chain: here it is
+ * about the time when there is none.
+ */
+static void backing_lock(struct supervisor *s)
+{
+	const struct target_options *o = &s->config.target_options;
+	const struct names_options names = {.what = "backing file", .read_only = true};
+	struct storage_file_options file = {.read_only = true};
+	unsigned shared = STORAGE_PERM_ALL & ~(STORAGE_PERM_WRITE | STORAGE_PERM_RESIZE);
+	struct qcow2_info *info = malloc(sizeof(*info));
+	struct storage *image = NULL, *at;
+	char *path = strdup(o->path), *next = NULL;
+
+	s->layers = calloc(QCOW2_BACKING_MAX, sizeof(*s->layers));
+	if (!info || !path || !s->layers || storage_file_open(&image, path, &file, NULL))
+		goto out;
+	at = image;
+	while (s->layers_count < QCOW2_BACKING_MAX && !qcow2_info(at, info, NULL) &&
+	       info->backing_file[0] &&
+	       !names_open(&at, &next, path, info->backing_file, o->names, &names, NULL)) {
+		s->layers[s->layers_count++] = at;
+		free(path);
+		path = next;
+		if (storage_lock(at, STORAGE_PERM_CONSISTENT_READ, shared, NULL) ||
+		    !strcmp(info->backing_format, "raw"))
+			break;
+	}
+out:
+	storage_close(image);
+	free(path);
+	free(info);
+}
+
+static void layers_close(struct supervisor *s)
+{
+	for (unsigned i = 0; i < s->layers_count; i++)
+		storage_close(s->layers[i]);
+	free(s->layers);
+	s->layers = NULL;
+	s->layers_count = 0;
 }
 
 /* The locks that the target would take. Bounded, for a dead worker's own may still be there. */
@@ -195,6 +240,7 @@ static int worker_start(struct supervisor *s, int (*worker_main)(const struct da
 	for (unsigned i = 0; i < HELD_FDS; i++)
 		if (s->held[i] >= 0)
 			close(s->held[i]);
+	layers_close(s);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	_exit(worker_main(&s->config));
@@ -489,6 +535,8 @@ static int supervisor_init(struct supervisor *s, struct error *err)
 	}
 	if (!s->config.locks_inherited)
 		ret = image_lock(s, err);
+	if (!ret && s->config.target == &target_qcow2 && s->config.target_options.path)
+		backing_lock(s);
 	if (!ret)
 		ret = log_open_file(s, err);
 	if (!ret && s->supervision.replay)
@@ -512,11 +560,13 @@ int supervise(const struct daemon_config *config,
 		if (s.supervision.log_fd >= 0 && !s.supervision.replay && s.dir.fd >= 0)
 			log_remove(&s);
 		statedir_close(&s.dir);
+		layers_close(&s);
 		storage_close(s.data);
 		storage_close(s.storage);
 		return ret;
 	}
 	status = workers_run(&s, worker_main, started);
+	layers_close(&s);
 	storage_close(s.data);
 	storage_close(s.storage);
 	statedir_close(&s.dir);

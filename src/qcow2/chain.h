@@ -21,6 +21,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
+#include "qcow2.h"
 #include "qcow2/cache.h"
 
 struct loop;
@@ -29,7 +30,7 @@ struct qcow2_image;
 struct qcow2_options;
 struct storage;
 
-#define CHAIN_LAYERS_MAX 256
+#define CHAIN_LAYERS_MAX QCOW2_BACKING_MAX
 
 struct chain_layer {
 	struct storage *st;	 /* a raw file's, owned */

@@ -27,8 +27,11 @@
 #define GRAINS_BITS	  9 /* entries of a slice */
 #define LAYER_BYTES_MAX	  QCOW2_MAX_HOST_BYTES
 
+/* Of an entry only: the layer could not be read there. Who meets it has the slice built anew. */
+#define MAP_UNREAD (MAP_BROKEN + 1)
+
 static_assert(CHAIN_LAYERS_MAX <= 1 << ENTRY_LAYER_BITS, "layers fit");
-static_assert(MAP_BROKEN < 1 << ENTRY_KIND_BITS, "kinds fit");
+static_assert(MAP_UNREAD < 1 << ENTRY_KIND_BITS, "kinds fit");
 static_assert(LAYER_BYTES_MAX >> SECTOR_BITS <= UINT64_MAX >> ENTRY_SHIFT, "offsets fit");
 static_assert(sizeof(uint64_t) << GRAINS_BITS == SLICE_MAX_BYTES, "a slice's entries");
 
@@ -104,7 +107,7 @@ static int slice_extent(struct chain *chain, const struct slice *s, uint64_t gof
 		.img = layer->img,
 		.st = layer->st ? layer->st : layer->img->data,
 	};
-	return kind == MAP_COMPRESSED ? -EAGAIN : 0;
+	return kind == MAP_COMPRESSED || kind == MAP_UNREAD ? -EAGAIN : 0;
 }
 
 static bool past_the_end(const struct chain *chain, uint64_t goff, uint64_t max_bytes,
@@ -137,6 +140,13 @@ int chain_lookup(struct chain *chain, uint64_t goff, uint64_t max_bytes, struct 
 	if (ret)
 		return ret;
 	ret = slice_extent(chain, s, goff, max_bytes, ext);
+	if (ret == -EAGAIN && ext->kind == MAP_UNREAD) {
+		if (s->pins == 1)
+			cache_drop(&chain->map, s);
+		else
+			cache_put(&chain->map, s);
+		return -EIO;
+	}
 	cache_put(&chain->map, s);
 	if (ret == -EAGAIN)
 		ret = map_lookup(ext->img, goff, ext->len_bytes, ext);
@@ -156,9 +166,21 @@ int chain_lookup_cached(struct chain *chain, uint64_t goff, uint64_t max_bytes, 
 
 /* ---- building a slice ---- */
 
+/* As map_lookup(); where that fails, MAP_UNREAD as far as one slice of the layer's map goes. */
+static void layer_lookup(struct qcow2_image *img, uint64_t goff, uint64_t max_bytes,
+			 struct map_extent *ext)
+{
+	uint64_t span = (uint64_t)img->cluster_bytes << img->l2_slice_bits;
+
+	if (map_lookup(img, goff, max_bytes, ext) == 0)
+		return;
+	*ext = (struct map_extent){.kind = MAP_UNREAD,
+				   .len_bytes = min_of(span - (goff & (span - 1)), max_bytes)};
+}
+
 /* What layer @n has of grains [@first, @end) of the slice at @base, which nobody above has. */
-static int merge_run(struct chain *chain, unsigned n, uint64_t base, uint64_t *entries, unsigned first,
-		     unsigned end)
+static void merge_run(struct chain *chain, unsigned n, uint64_t base, uint64_t *entries,
+		      unsigned first, unsigned end)
 {
 	struct chain_layer *layer = &chain->layers[n];
 	unsigned bits = chain->grain_bits;
@@ -167,16 +189,13 @@ static int merge_run(struct chain *chain, unsigned n, uint64_t base, uint64_t *e
 	while (pos < to) {
 		struct map_extent ext = {.kind = MAP_DATA, .hoff = pos, .len_bytes = to - pos};
 		unsigned i = (unsigned)((pos - base) >> bits), last;
-		int ret = 0;
 
 		if (pos >= layer->end_bytes)
 			ext.kind = MAP_ZERO;
 		else if (layer->img)
-			ret = map_lookup(layer->img, pos, min_of(to, layer->end_bytes) - pos, &ext);
+			layer_lookup(layer->img, pos, min_of(to, layer->end_bytes) - pos, &ext);
 		else
 			ext.len_bytes = min_of(to, layer->end_bytes) - pos;
-		if (ret)
-			return ret;
 		last = (unsigned)((pos + ext.len_bytes - 1 - base) >> bits);
 		for (uint64_t at = 0; i <= last; i++, at += (uint64_t)1 << bits)
 			if (ext.kind != MAP_UNALLOCATED)
@@ -184,7 +203,6 @@ static int merge_run(struct chain *chain, unsigned n, uint64_t base, uint64_t *e
 							ext.kind == MAP_DATA ? ext.hoff + at : 0);
 		pos = base + ((uint64_t)i << bits);
 	}
-	return 0;
 }
 
 static int slice_build(struct cache *c, struct slice *s)
@@ -193,24 +211,23 @@ static int slice_build(struct cache *c, struct slice *s)
 	uint64_t base = s->key * slice_span(chain);
 	uint64_t *entries = s->data;
 	unsigned grains = 1u << GRAINS_BITS;
-	int ret = 0;
 
 	memset(entries, 0, SLICE_MAX_BYTES);
-	for (unsigned n = 0; !ret && n < chain->count; n++) {
+	for (unsigned n = 0; n < chain->count; n++) {
 		bool any = false;
 
-		for (unsigned i = 0, end; !ret && i < grains; i = end) {
+		for (unsigned i = 0, end; i < grains; i = end) {
 			for (end = i + 1; end < grains && !entries[end] == !entries[i]; end++)
 				;
 			if (!entries[i]) {
 				any = true;
-				ret = merge_run(chain, n, base, entries, i, end);
+				merge_run(chain, n, base, entries, i, end);
 			}
 		}
 		if (!any)
 			break;
 	}
-	return ret;
+	return 0;
 }
 
 /* ---- opening ---- */
@@ -291,8 +308,8 @@ static void layer_close(struct chain_layer *layer)
 }
 
 /*
- * Opens @layer. @block_bytes is what I/O of the overlay is a multiple of, @end_bytes where the layers
- * above end.
+ * Opens @layer. @block_bytes is what reads of it begin and end at, cut by what the layers above have;
+ * @end_bytes where those end.
  */
 static int layer_open(struct chain_layer *layer, const struct naming *by,
 		      const struct qcow2_options *opts, bool direct, uint32_t block_bytes,
@@ -343,6 +360,7 @@ static int open_layers(struct chain *chain, struct qcow2_image *img, const struc
 
 	while (!ret && by.hdr && by.hdr->backing_file[0]) {
 		struct chain_layer *layer = &chain->layers[chain->count];
+		unsigned grain_bits = min_of(chain->grain_bits, img->subcluster_bits);
 		uint64_t size;
 
 		if (chain->count == CHAIN_LAYERS_MAX)
@@ -350,8 +368,8 @@ static int open_layers(struct chain *chain, struct qcow2_image *img, const struc
 					 img->st->name, CHAIN_LAYERS_MAX);
 		ret = format_of(&by, opts, err);
 		if (!ret)
-			ret = layer_open(layer, &by, opts, img->st->direct, img->st->block_bytes, end,
-					 err);
+			ret = layer_open(layer, &by, opts, img->st->direct,
+					 min_of(img->st->block_bytes, 1u << grain_bits), end, err);
 		if (ret)
 			return ret;
 		ret = check_loop(chain, opts->image_path, layer, err);

@@ -75,6 +75,12 @@ static inline bool qcow2_header_extended_l2(const struct qcow2_header *h)
 	return h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2;
 }
 
+/* What is allocated by itself: subclusters, or where there are none clusters. */
+static inline uint32_t qcow2_header_subcluster_bytes(const struct qcow2_header *h)
+{
+	return h->cluster_bytes >> (qcow2_header_extended_l2(h) ? QCOW2_SUBCLUSTER_BITS : 0);
+}
+
 /*
  * Reads and validates header and extensions; the first cluster at most. In a coroutine, or outside
  * of any loop. -EINVAL, -ENOTSUP (a version nobody knows), -EFBIG (past a limit), or an I/O error;

@@ -175,10 +175,10 @@ static int read_header(struct qcow2_image *img, struct error *err)
 		ret = qcow2_header_servable(h, img->read_only, err);
 	if (!ret)
 		ret = qcow2_header_check_tables(h, img->st->size_bytes, err);
-	if (!ret && img->st->block_bytes > h->cluster_bytes)
+	if (!ret && img->st->block_bytes > qcow2_header_subcluster_bytes(h))
 		ret = error_set(err, -EINVAL,
-				"clusters of %u bytes are smaller than the storage's blocks of %u",
-				h->cluster_bytes, img->st->block_bytes);
+				"clusters or subclusters of %u bytes are smaller than the storage's blocks of %u",
+				qcow2_header_subcluster_bytes(h), img->st->block_bytes);
 	if (!ret && !h->size_bytes)
 		ret = 0; /* an empty disk is a disk */
 	return ret;

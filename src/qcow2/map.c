@@ -184,8 +184,8 @@ static int peek_changing(struct qcow2_image *img, const struct slice *s, uint64_
 	for (unsigned n = 0; n < 4; n++) {
 		uint32_t before = atomic_load_explicit(&s->changes, memory_order_acquire);
 
+		/* words are loaded with acquire, so the count after them */
 		slice_extent(img, s, goff, max_bytes, ext);
-		atomic_thread_fence(memory_order_acquire);
 		if (!(before & 1) &&
 		    before == atomic_load_explicit(&s->changes, memory_order_relaxed))
 			return 0;
@@ -210,24 +210,7 @@ int map_peek(struct qcow2_image *img, uint64_t goff, uint64_t max_bytes, struct 
 	return 0;
 }
 
-int map_lookup(struct qcow2_image *img, uint64_t goff, uint64_t max_bytes, struct map_extent *ext)
-{
-	struct slice *s;
-	int ret = map_slice_get(img, goff >> img->cluster_bits, &s);
-
-	if (ret)
-		return ret;
-	if (!s) {
-		no_table_extent(img, goff, max_bytes, ext);
-		return 0;
-	}
-	slice_extent(img, s, goff, max_bytes, ext);
-	cache_put(&img->l2_cache, s);
-	return 0;
-}
-
-/* ---- L2 tables ---- */
-
+/* *@hoff is 0 where there is no table. -EIO: what the table should be is not to be trusted. */
 static int l2_table_offset(struct qcow2_image *img, uint64_t index, uint64_t *hoff)
 {
 	uint64_t entry = table_get(&img->l1, index);
@@ -242,6 +225,31 @@ static int l2_table_offset(struct qcow2_image *img, uint64_t index, uint64_t *ho
 	}
 	return 0;
 }
+
+int map_lookup(struct qcow2_image *img, uint64_t goff, uint64_t max_bytes, struct map_extent *ext)
+{
+	uint64_t gcluster = goff >> img->cluster_bits, hoff;
+	struct slice *s;
+	int ret;
+
+	if (l2_table_offset(img, l1_index(img, gcluster), &hoff)) {
+		no_table_extent(img, goff, max_bytes, ext);
+		ext->kind = MAP_BROKEN;
+		return 0;
+	}
+	ret = map_slice_get(img, gcluster, &s);
+	if (ret)
+		return ret;
+	if (!s) {
+		no_table_extent(img, goff, max_bytes, ext);
+		return 0;
+	}
+	slice_extent(img, s, goff, max_bytes, ext);
+	cache_put(&img->l2_cache, s);
+	return 0;
+}
+
+/* ---- L2 tables ---- */
 
 /* Makes the table of L1 entry @index, empty; under l1_lock. */
 static int l2_table_create(struct qcow2_image *img, uint64_t index)
@@ -410,8 +418,8 @@ void map_entry_store(struct qcow2_image *img, struct slice *s, uint32_t index, s
 		uint32_t changes = s->changes;
 
 		bytes *= 2;
+		/* words are stored with release, so the count before them */
 		atomic_store_explicit(&s->changes, changes + 1, memory_order_relaxed);
-		atomic_thread_fence(memory_order_release);
 		word_store(s, 2 * index, entry.word);
 		word_store(s, 2 * index + 1, entry.bitmap);
 		atomic_store_explicit(&s->changes, changes + 2, memory_order_release);

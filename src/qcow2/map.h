@@ -167,7 +167,7 @@ static inline uint32_t map_slice_index(const struct qcow2_image *img, uint64_t g
  */
 int map_peek(struct qcow2_image *img, uint64_t goff, uint64_t max_bytes, struct map_extent *ext);
 
-/* The same on the metadata loop, reading what is not cached. */
+/* The same on the metadata loop, reading what is not cached; an error is the read's. */
 int map_lookup(struct qcow2_image *img, uint64_t goff, uint64_t max_bytes,
 	       struct map_extent *ext) must_check;
 

@@ -49,13 +49,13 @@ static int read_extent(struct request *r, uint64_t goff, const struct map_extent
 
 int read_range(struct request *r, uint64_t goff, uint64_t len_bytes, void *to)
 {
-	uint64_t disk_end = r->q->img->size_bytes, end = min_of(goff + len_bytes, disk_end);
+	const struct qcow2_image *img = r->q->img;
+	uint64_t disk_end = img->size_bytes, from = goff;
+	/* what the storage reads ends with a block, whatever the disk ends with */
+	uint64_t end = min_of(goff + len_bytes, align_up(disk_end, img->st->block_bytes));
 	uint8_t *at = to;
 	int ret = 0, io_ret;
 
-	/* a last cluster's rest, past the disk's end */
-	if (goff + len_bytes > disk_end)
-		memset(at + (end - goff), 0, goff + len_bytes - end);
 	while (!ret && goff < end) {
 		struct map_extent ext;
 
@@ -68,6 +68,10 @@ int read_range(struct request *r, uint64_t goff, uint64_t len_bytes, void *to)
 		}
 	}
 	io_ret = parts_wait(r);
+	/* a last cluster's rest, past the disk's end */
+	end = max_of(from, disk_end);
+	if (from + len_bytes > end)
+		memset((uint8_t *)to + (end - from), 0, from + len_bytes - end);
 	return ret ? ret : io_ret;
 }
 

@@ -100,7 +100,8 @@ static bool clusters_smaller_than_blocks(const char *path, const struct target_o
 	bool smaller = false;
 
 	if (info && storage_file_open(&st, path, &file, NULL) == 0) {
-		smaller = qcow2_info(st, info, NULL) == 0 && st->block_bytes > info->cluster_bytes;
+		smaller = qcow2_info(st, info, NULL) == 0 &&
+			  st->block_bytes > info->cluster_bytes / (info->extended_l2 ? 32 : 1);
 		storage_close(st);
 	}
 	free(info);

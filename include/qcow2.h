@@ -173,6 +173,16 @@ enum qcow2_preallocation {
 	QCOW2_PREALLOC_FULL,
 };
 
+/* How LUKS encrypts a new image, as `qemu-img create -o encrypt.*` has it; NULL or 0: QEMU's default. */
+struct qcow2_luks_options {
+	const char *cipher_alg;	    /* aes-256 */
+	const char *cipher_mode;    /* xts */
+	const char *ivgen_alg;	    /* plain64 */
+	const char *ivgen_hash_alg; /* sha256, with essiv */
+	const char *hash_alg;	    /* sha256 */
+	unsigned iter_time_ms;	    /* 2000: that long a passphrase takes to be tried */
+};
+
 struct qcow2_create_options {
 	uint64_t size_bytes;	/* guest size; rounded up to 512 */
 	unsigned version;	/* 2 or 3; 0: 3 */
@@ -181,6 +191,9 @@ struct qcow2_create_options {
 	bool lazy_refcounts;
 	bool extended_l2; /* subclusters; version 3, clusters of at least 16 KiB */
 	enum qcow2_preallocation preallocation;
+	bool luks; /* encrypted, with @passphrase */
+	struct qcow2_luks_options luks_options;
+	const struct secret *passphrase;
 };
 
 /* Checks @opts alone, without touching anything; what create itself would refuse, this refuses. */

@@ -23,9 +23,11 @@
 #include <unistd.h>
 
 #include "base/math.h"
+#include "base/secret.h"
 #include "base/size.h"
 #include "cli/cli.h"
 #include "cli/image.h"
+#include "cli/key.h"
 #include "qcow2.h"
 #include "storage/storage.h"
 
@@ -34,6 +36,7 @@ enum { OPT_FORCE = CLI_OPT_FIRST };
 static const struct option long_options[] = {
 	{"quiet", no_argument, NULL, 'q'},
 	{"force", no_argument, NULL, OPT_FORCE},
+	CLI_KEY_OPTIONS,
 	CLI_LONG_HELP,
 	{0},
 };
@@ -42,10 +45,11 @@ struct create {
 	const char *file;
 	char *path; /* FILE with symbolic links followed */
 	bool quiet, force;
-	bool have_size;
+	bool have_size, have_encrypt;
 	/* As given, for the output; NULL: not given. */
 	const char *compat, *preallocation;
 	struct qcow2_create_options options;
+	struct secret *key; /* the passphrase */
 };
 
 /* ---- -o KEY=VALUE ---- */
@@ -54,6 +58,13 @@ static const char key_help[] =
 	"Supported options:\n"
 	"  cluster_size=<size>    - cluster size, a power of two from 512 to 2M (64k)\n"
 	"  compat=<str>           - compatibility level: 0.10 or v2, 1.1 or v3 (1.1)\n"
+	"  encrypt.format=<str>   - luks: the content is encrypted; needs --key-file or the like\n"
+	"  encrypt.cipher-alg=<str> - aes-128, aes-192, aes-256, serpent-..., twofish-..., cast5-128 (aes-256)\n"
+	"  encrypt.cipher-mode=<str> - xts, cbc, ctr or ecb (xts)\n"
+	"  encrypt.ivgen-alg=<str> - plain64, plain or essiv (plain64)\n"
+	"  encrypt.ivgen-hash-alg=<str> - with essiv: sha256 or md5 (sha256)\n"
+	"  encrypt.hash-alg=<str> - sha1, sha224, sha256, sha384, sha512, md5 or ripemd160 (sha256)\n"
+	"  encrypt.iter-time=<num> - milliseconds that a passphrase takes to be tried (2000)\n"
 	"  extended_l2=<bool>     - 32 subclusters in each cluster: on or off (off)\n"
 	"  lazy_refcounts=<bool>  - postpone refcount updates: on or off (off)\n"
 	"  preallocation=<str>    - off, metadata, falloc or full (off)\n"
@@ -63,7 +74,7 @@ static const char key_help[] =
 /* qemu-img's other keys: known, and refused by name. One that ends in a point stands for a family. */
 static const char *const unsupported_keys[] = {
 	"backing_file", "backing_fmt", "compression_type", "data_file", "data_file_raw",
-	"encrypt.",	"encryption",  "nocow",
+	"encryption",	"nocow",
 };
 
 static const char *const preallocation_names[] = {
@@ -131,6 +142,55 @@ static int size_set(const struct cli_command *cmd, struct create *create, uint64
 	return CLI_OK;
 }
 
+/* encrypt.KEY */
+static int encrypt_set(const struct cli_command *cmd, struct create *create, const char *key,
+		       const char *value)
+{
+	struct qcow2_luks_options *l = &create->options.luks_options;
+	const struct {
+		const char *key, **value;
+	} names[] = {
+		{"cipher-alg", &l->cipher_alg},		{"cipher-mode", &l->cipher_mode},
+		{"ivgen-alg", &l->ivgen_alg},		{"ivgen-hash-alg", &l->ivgen_hash_alg},
+		{"hash-alg", &l->hash_alg},
+	};
+
+	if (strcmp(key, "key-secret") == 0)
+		return cli_usage(cmd, "encrypt.key-secret is qemu-img's; the passphrase is given by --key-file");
+	if (!value)
+		return cli_usage(cmd, "option 'encrypt.%s' needs a value", key);
+	create->have_encrypt = true;
+	if (strcmp(key, "format") == 0) {
+		if (strcmp(value, "luks") != 0)
+			return cli_error(create->file, "encrypt.format '%s' is not supported: luks is", value);
+		create->options.luks = true;
+		return CLI_OK;
+	}
+	if (strcmp(key, "iter-time") == 0) {
+		l->iter_time_ms = cli_number_arg(cmd, "encrypt.iter-time", value, 1, 60000);
+		return CLI_OK;
+	}
+	for (size_t i = 0; i < ARRAY_LEN(names); i++) {
+		if (strcmp(key, names[i].key) == 0) {
+			*names[i].value = value;
+			return CLI_OK;
+		}
+	}
+	return cli_usage(cmd, "unknown option 'encrypt.%s'; '-o help' lists them", key);
+}
+
+static int encrypt_check(const struct cli_command *cmd, const struct create *create)
+{
+	if (create->have_encrypt && !create->options.luks)
+		return cli_usage(cmd, "encrypt.format=luks is missing");
+	if (create->options.luks && !create->key)
+		return cli_usage(cmd, "an encrypted image needs a passphrase: --key-file, --key-fd or "
+				      "--key-credential");
+	if (create->key && !create->options.luks)
+		return cli_usage(cmd, "a passphrase is given, but not -o encrypt.format=luks");
+	return CLI_OK;
+}
+
 static int key_set(const struct cli_command *cmd, struct create *create, const char *key,
 		   const char *value)
 {
@@ -140,6 +200,8 @@ static int key_set(const struct cli_command *cmd, struct create *create, const c
 
 	if (key_unsupported(key))
 		return cli_error(create->file, "option '%s' is not supported yet", key);
+	if (strncmp(key, "encrypt.", 8) == 0)
+		return encrypt_set(cmd, create, key + 8, value);
 	if (strcmp(key, "extended_l2") == 0) {
 		ret = bool_parse(value ? value : "on", &o->extended_l2);
 		return ret ? cli_usage(cmd, "extended_l2 is 'on' or 'off'") : CLI_OK;
@@ -372,7 +434,7 @@ static void formatting_print(const struct create *create)
 
 	fputs("Formatting '", stdout);
 	cli_print_name(stdout, create->file);
-	printf("', fmt=qcow2 cluster_size=%" PRIu32 " extended_l2=%s", o->cluster_bytes,
+	printf("', fmt=qcow2%s cluster_size=%" PRIu32 " extended_l2=%s", o->luks ? " encrypt.format=luks" : "", o->cluster_bytes,
 	       o->extended_l2 ? "on" : "off");
 	if (create->preallocation)
 		printf(" preallocation=%s", create->preallocation);
@@ -393,6 +455,12 @@ static int run(const struct cli_command *cmd, int argc, char **argv)
 	int option, ret, status;
 
 	while ((option = cli_option(cmd, argc, argv)) != -1) {
+		if (cli_is_key_option(option)) {
+			status = cli_key_set(cmd, &create.key, option, optarg);
+			if (status)
+				return status;
+			create.options.passphrase = create.key;
+		}
 		switch (option) {
 		case 'o':
 			if (strcmp(optarg, "help") == 0 || strcmp(optarg, "?") == 0) {
@@ -429,6 +497,9 @@ static int run(const struct cli_command *cmd, int argc, char **argv)
 		if (status)
 			return status;
 	}
+	status = encrypt_check(cmd, &create);
+	if (status)
+		return status;
 	if (optind + 1 < argc) {
 		status = size_set(cmd, &create, cli_size_arg(cmd, "size", argv[optind + 1]));
 		if (status)
@@ -439,6 +510,7 @@ static int run(const struct cli_command *cmd, int argc, char **argv)
 
 	ret = create_run(&create, &err);
 	free(create.path);
+	secret_destroy(create.key);
 	if (ret)
 		return cli_fail(create.file, &err, ret);
 	if (!create.quiet)
@@ -456,8 +528,12 @@ const struct cli_command cli_command_create = {
 		"is a size. An existing file is refused unless it is empty, or --force is given; one that is\n"
 		"in use is refused always.\n"
 		"\n"
-		"  -o KEY=VALUE,...  cluster_size, compat, extended_l2, lazy_refcounts, preallocation, refcount_bits, size;\n"
+		"  -o KEY=VALUE,...  cluster_size, compat, encrypt.*, extended_l2, lazy_refcounts, preallocation,\n"
+		"                    refcount_bits, size;\n"
 		"                    '-o help' explains them\n"
+		"  --key-file FILE   for encrypt.format=luks: the passphrase is all of FILE, to the last byte\n"
+		"  --key-fd N        ... is what can be read from this descriptor\n"
+		"  --key-credential NAME  ... is this file in systemd's $CREDENTIALS_DIRECTORY\n"
 		"  --force           replace an existing image; it is lost\n"
 		"  -f qcow2          accepted for qemu-img's sake\n"
 		"  -q, --quiet       print nothing but errors\n"

@@ -4,9 +4,10 @@
  *
  * Layout, cluster by cluster and without a gap:
  *
- *	header | refcount table | refcount blocks | L1 table | L2 tables | data
+ *	header | refcount table | refcount blocks | L1 table | L2 tables | LUKS header | data
  *
- * The last two are there with preallocation only. All but the data is produced as one stream from
+ * L2 tables and data are there with preallocation only. Preallocated clusters of an encrypted image have the
+ * zero flag, since the zeros that lie in them mean nothing. All but the data is produced as one stream from
  * front to back, so that it is written in a few large aligned pieces whatever the cluster size is.
  *
  * Order: on a device what lies at the start is overwritten and synced first; then everything but
@@ -18,8 +19,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/secret.h"
 #include "qcow2.h"
 #include "qcow2/format.h"
+#include "qcow2/luks.h"
 #include "storage/storage.h"
 
 struct layout {
@@ -28,10 +31,11 @@ struct layout {
 	unsigned refcount_order;
 	unsigned rb_bits;
 	uint64_t size_bytes;
-	bool prealloc, extended_l2;
+	bool prealloc, extended_l2, encrypted;
 
 	/* clusters of each part; the host cluster where each starts follows from the order */
-	uint64_t rt, rb, l1, l2, data;
+	uint64_t rt, rb, l1, l2, luks, data;
+	uint64_t luks_bytes;
 	uint64_t l1_entries;
 	uint64_t total;
 };
@@ -73,6 +77,10 @@ static int check_options(const struct qcow2_create_options *o, struct error *err
 		return error_set(err, -EINVAL,
 				 "extended L2 entries need clusters of at least %u bytes, not %u",
 				 1u << QCOW2_MIN_EXTENDED_L2_CLUSTER_BITS, o->cluster_bytes);
+	if (o->luks && o->version == 2 && o->preallocation)
+		return error_set(err, -EINVAL, "preallocation of an encrypted image needs version 3");
+	if (o->luks && luks_options_check(&o->luks_options, err))
+		return -ENOTSUP;
 	if ((unsigned)o->preallocation > QCOW2_PREALLOC_FULL)
 		return error_set(err, -EINVAL, "the preallocation mode %d is not known",
 				 (int)o->preallocation);
@@ -82,7 +90,7 @@ static int check_options(const struct qcow2_create_options *o, struct error *err
 /* The refcount structures count themselves, so their size is found by repetition. */
 static void layout_refcounts(struct layout *l)
 {
-	uint64_t others = 1 + l->l1 + l->l2 + l->data;
+	uint64_t others = 1 + l->l1 + l->l2 + l->luks + l->data;
 	uint64_t before;
 
 	l->rt = l->rb = 1;
@@ -106,7 +114,10 @@ static int layout_init(struct layout *l, const struct qcow2_create_options *o, s
 		.refcount_order = (unsigned)__builtin_ctz(o->refcount_bits),
 		.prealloc = o->preallocation != QCOW2_PREALLOC_OFF,
 		.extended_l2 = o->extended_l2,
+		.encrypted = o->luks,
+		.luks_bytes = o->luks ? luks_area_bytes(&o->luks_options) : 0,
 	};
+	l->luks = div_up(l->luks_bytes, l->cluster_bytes);
 	l2_bits = qcow2_l2_bits(l->cluster_bits, o->extended_l2);
 	l->rb_bits = qcow2_rb_bits(l->cluster_bits, l->refcount_order);
 	if (o->size_bytes > l1_max << (l->cluster_bits + l2_bits))
@@ -244,35 +255,67 @@ static void put_refcount_blocks(struct stream *s, const struct layout *l, void *
 	stream_put(s, block, l->cluster_bytes);
 }
 
-/*
- * A table of @entries that points to one cluster after the other from host cluster @first on; @extended:
- * all of each is allocated.
- */
-static void put_pointers(struct stream *s, const struct layout *l, uint64_t entries, uint64_t first,
-			 bool extended)
+/* A table that points to the L2 tables, one cluster after the other from host cluster @first on. */
+static void put_l1(struct stream *s, const struct layout *l, uint64_t first)
 {
-	for (uint64_t i = 0; i < entries; i++) {
+	for (uint64_t i = 0; i < l->l1_entries; i++)
 		put_be64(s, QCOW2_COPIED | qcow2_hcluster_to_host(first + i, l->cluster_bits));
-		if (extended)
-			put_be64(s, QCOW2_SUBCLUSTERS_ALLOC_MASK);
+	stream_align(s, l->cluster_bytes);
+}
+
+/* All L2 tables: the data's clusters, all of each allocated, or zeros with a place. */
+static void put_l2(struct stream *s, const struct layout *l, uint64_t first)
+{
+	uint64_t flags = QCOW2_COPIED | (l->encrypted && !l->extended_l2 ? QCOW2_ZERO : 0);
+	uint64_t bitmap = l->encrypted ? QCOW2_SUBCLUSTERS_ALLOC_MASK << QCOW2_SUBCLUSTERS
+				       : QCOW2_SUBCLUSTERS_ALLOC_MASK;
+
+	for (uint64_t i = 0; i < l->data; i++) {
+		put_be64(s, flags | qcow2_hcluster_to_host(first + i, l->cluster_bits));
+		if (l->extended_l2)
+			put_be64(s, bitmap);
 	}
 	stream_align(s, l->cluster_bytes);
 }
 
-static void put_tables(struct stream *s, const struct layout *l)
+static void put_tables(struct stream *s, const struct layout *l, const struct secret *luks)
 {
 	uint64_t l2_first = 1 + l->rt + l->rb + l->l1;
 
 	if (l->prealloc) {
-		put_pointers(s, l, l->l1_entries, l2_first, false);
-		put_pointers(s, l, l->data, l2_first + l->l2, l->extended_l2);
+		put_l1(s, l, l2_first);
+		put_l2(s, l, l2_first + l->l2 + l->luks);
 	} else {
 		stream_put(s, NULL, l->l1 << l->cluster_bits);
 	}
+	if (luks) {
+		stream_put(s, luks->data, l->luks_bytes);
+		stream_align(s, l->cluster_bytes);
+	}
 }
 
-/* So that programs which do not know a feature can name it. */
-static size_t encode_feature_names(uint8_t *out)
+/* Where the key material is. */
+static size_t encode_luks(uint8_t *out, const struct layout *l)
+{
+	struct qcow2_disk_extension ext = {
+		.type = be32_make(QCOW2_EXT_LUKS),
+		.len_bytes = be32_make(sizeof(struct qcow2_disk_luks_ext)),
+	};
+	struct qcow2_disk_luks_ext luks = {
+		.offset = be64_make((1 + l->rt + l->rb + l->l1 + l->l2) << l->cluster_bits),
+		.length = be64_make(l->luks_bytes),
+	};
+
+	memcpy(out, &ext, sizeof(ext));
+	memcpy(out + sizeof(ext), &luks, sizeof(luks));
+	return sizeof(ext) + sizeof(luks);
+}
+
+/*
+ * So that programs which do not know a feature can name it. In an encrypted image there is no room for the last
+ * one in the first sector.
+ */
+static size_t encode_feature_names(uint8_t *out, bool encrypted)
 {
 	static const struct qcow2_disk_feature_name rows[] = {
 		{0, 0, "dirty bit"},
@@ -284,14 +327,15 @@ static size_t encode_feature_names(uint8_t *out)
 		{2, 0, "bitmaps"},
 		{2, 1, "raw external data"},
 	};
+	size_t len = sizeof(rows) - (encrypted ? sizeof(rows[0]) : 0);
 	struct qcow2_disk_extension ext = {
 		.type = be32_make(QCOW2_EXT_FEATURE_NAMES),
-		.len_bytes = be32_make(sizeof(rows)),
+		.len_bytes = be32_make((uint32_t)len),
 	};
 
 	memcpy(out, &ext, sizeof(ext));
-	memcpy(out + sizeof(ext), rows, sizeof(rows));
-	return sizeof(ext) + sizeof(rows);
+	memcpy(out + sizeof(ext), rows, len);
+	return sizeof(ext) + len;
 }
 
 /* Everything is in the first sector. @out is zeroed and has a sector at least. */
@@ -317,8 +361,12 @@ static void encode_header(uint8_t *out, const struct layout *l,
 		h.refcount_order = be32_make(l->refcount_order);
 		h.header_length = be32_make(QCOW2_HEADER_BYTES);
 		len = QCOW2_HEADER_BYTES;
-		len += encode_feature_names(out + len);
 	}
+	h.crypt_method = be32_make(o->luks ? QCOW2_CRYPT_LUKS : QCOW2_CRYPT_NONE);
+	if (o->luks)
+		len += encode_luks(out + len, l);
+	if (o->version >= 3)
+		len += encode_feature_names(out + len, o->luks);
 	assert(len + sizeof(struct qcow2_disk_extension) <= 512);
 	memcpy(out, &h, o->version >= 3 ? QCOW2_HEADER_BYTES : QCOW2_V2_HEADER_BYTES);
 }
@@ -376,7 +424,8 @@ static int write_data(struct storage *st, const struct layout *l, enum qcow2_pre
 }
 
 static int write_image(struct storage *st, const struct layout *l,
-		       const struct qcow2_create_options *o, struct stream *s)
+		       const struct qcow2_create_options *o, const struct secret *luks,
+		       struct stream *s)
 {
 	void *block = malloc(l->cluster_bytes);
 	int ret;
@@ -386,7 +435,7 @@ static int write_image(struct storage *st, const struct layout *l,
 	stream_put(s, NULL, l->cluster_bytes); /* the header's place */
 	put_refcount_table(s, l);
 	put_refcount_blocks(s, l, block);
-	put_tables(s, l);
+	put_tables(s, l, luks);
 	stream_flush(s);
 	free(block);
 	ret = s->ret;
@@ -401,10 +450,30 @@ static int write_image(struct storage *st, const struct layout *l,
 	return ret ? ret : storage_sync(st);
 }
 
+/* A LUKS header, with a key slot; in secret memory, as it is made of the key. */
+static int make_luks(const struct layout *l, const struct qcow2_create_options *o, struct secret **out,
+		     struct error *err)
+{
+	int ret;
+
+	if (!o->luks)
+		return 0;
+	if (!o->passphrase)
+		return error_set(err, -ENOKEY, "encryption needs a passphrase");
+	*out = secret_create(l->luks_bytes);
+	if (!*out)
+		return error_set(err, -ENOMEM, "no memory for the LUKS header");
+	ret = luks_format(&o->luks_options, o->passphrase, (*out)->data, err);
+	if (ret)
+		secret_destroy(*out);
+	return ret;
+}
+
 int qcow2_create(struct storage *st, const struct qcow2_create_options *opts, struct error *err)
 {
 	struct qcow2_create_options o = *opts;
 	struct stream s = {.st = st, .skip_zeros = !st->fixed_size};
+	struct secret *luks = NULL;
 	struct layout l;
 	int ret;
 
@@ -413,6 +482,10 @@ int qcow2_create(struct storage *st, const struct qcow2_create_options *opts, st
 	ret = check_options(&o, err);
 	if (!ret)
 		ret = layout_init(&l, &o, err);
+	if (ret)
+		return ret;
+	/* It takes seconds, and may fail: before anything is changed. */
+	ret = make_luks(&l, &o, &luks, err);
 	if (ret)
 		return ret;
 	s.buf = aligned_alloc(4096, STREAM_BYTES);
@@ -424,11 +497,12 @@ int qcow2_create(struct storage *st, const struct qcow2_create_options *opts, st
 	ret = prepare(st, &l, s.head, err);
 	if (ret)
 		goto out;
-	ret = write_image(st, &l, &o, &s);
+	ret = write_image(st, &l, &o, luks, &s);
 	if (ret)
 		error_set(err, ret, "%s: cannot write the image: %s", st->name, strerror(-ret));
 out:
 	free(s.buf);
 	free(s.head);
+	secret_destroy(luks);
 	return ret;
 }

@@ -325,7 +325,7 @@ struct format {
 	struct luks l;
 };
 
-static int names_make(struct format *f, const struct luks_options *o, struct error *err)
+static int names_make(struct format *f, const struct qcow2_luks_options *o, struct error *err)
 {
 	const char *alg = o->cipher_alg ? o->cipher_alg : "aes-256";
 	const char *mode = o->cipher_mode ? o->cipher_mode : "xts";
@@ -357,7 +357,7 @@ static uint64_t slot_stride_bytes(const struct luks *l)
 }
 
 /* A header with all its slots empty; by its own judge. */
-static int format_make(struct format *f, const struct luks_options *o, struct error *err)
+static int format_make(struct format *f, const struct qcow2_luks_options *o, struct error *err)
 {
 	struct luks_disk_header *d = &f->disk;
 	uint64_t stride;
@@ -387,14 +387,14 @@ static int format_make(struct format *f, const struct luks_options *o, struct er
 	return 0;
 }
 
-int luks_options_check(const struct luks_options *o, struct error *err)
+int luks_options_check(const struct qcow2_luks_options *o, struct error *err)
 {
 	struct format f;
 
 	return format_make(&f, o, err);
 }
 
-uint64_t luks_area_bytes(const struct luks_options *o)
+uint64_t luks_area_bytes(const struct qcow2_luks_options *o)
 {
 	struct format f;
 
@@ -426,7 +426,7 @@ static void uuid_make(char out[40])
 }
 
 /* Key slot 0 for @passphrase, and the master key's digest. */
-static int slot_make(struct format *f, const struct luks_options *o, const struct secret *passphrase,
+static int slot_make(struct format *f, const struct qcow2_luks_options *o, const struct secret *passphrase,
 		     const uint8_t *key, uint8_t *area, struct error *err)
 {
 	uint64_t ms = o->iter_time_ms ? o->iter_time_ms : 2000;
@@ -463,7 +463,7 @@ static int slot_make(struct format *f, const struct luks_options *o, const struc
 	return 0;
 }
 
-int luks_format(const struct luks_options *o, const struct secret *passphrase, uint8_t *area,
+int luks_format(const struct qcow2_luks_options *o, const struct secret *passphrase, uint8_t *area,
 		struct error *err)
 {
 	struct secret *key = secret_create(CIPHER_KEY_MAX);

@@ -17,6 +17,7 @@
 
 #include "base/byteorder.h"
 #include "base/error.h"
+#include "qcow2.h"
 #include "qcow2/cipher.h"
 
 struct secret;
@@ -101,25 +102,15 @@ int luks_unlock(const struct luks *l, struct storage *st, uint64_t area_offset,
 
 /* ---- making one ---- */
 
-/* Names as `qemu-img create -o encrypt.*` has them; NULL or 0: QEMU's default. */
-struct luks_options {
-	const char *cipher_alg;	    /* aes-256 */
-	const char *cipher_mode;    /* xts */
-	const char *ivgen_alg;	    /* plain64 */
-	const char *ivgen_hash_alg; /* sha256, with essiv */
-	const char *hash_alg;	    /* sha256 */
-	unsigned iter_time_ms;	    /* 2000 */
-};
-
 /* Refuses what luks_format() would. */
-int luks_options_check(const struct luks_options *o, struct error *err) must_check;
+int luks_options_check(const struct qcow2_luks_options *o, struct error *err) must_check;
 /* How long the area is; the options passed luks_options_check(). */
-uint64_t luks_area_bytes(const struct luks_options *o);
+uint64_t luks_area_bytes(const struct qcow2_luks_options *o);
 /*
  * Fills @area, zeroed and luks_area_bytes() long, with a header, a new master key and one key slot for
  * the passphrase. Takes iter_time, and half of that again.
  */
-int luks_format(const struct luks_options *o, const struct secret *passphrase, uint8_t *area,
+int luks_format(const struct qcow2_luks_options *o, const struct secret *passphrase, uint8_t *area,
 		struct error *err) must_check;
 
 #endif

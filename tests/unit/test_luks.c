@@ -203,7 +203,7 @@ static struct luks_disk_header *disk(struct fixture *f)
 	return (struct luks_disk_header *)(f->m.data + AREA_AT);
 }
 
-static void fixture_make(struct fixture *f, const struct luks_options *o, const char *text)
+static void fixture_make(struct fixture *f, const struct qcow2_luks_options *o, const char *text)
 {
 	struct secret *passphrase = secret_of(text);
 
@@ -239,7 +239,7 @@ static int unlock(struct fixture *f, const char *text)
 
 static void test_round_trip(void **state)
 {
-	static const struct luks_options options[] = {
+	static const struct qcow2_luks_options options[] = {
 		{.iter_time_ms = 1},
 		{.cipher_alg = "serpent-256", .cipher_mode = "cbc", .ivgen_alg = "essiv",
 		 .hash_alg = "sha1", .iter_time_ms = 1},
@@ -277,7 +277,7 @@ static void test_round_trip(void **state)
 /* The slot in use is another one, whose material lies elsewhere; the first one is another passphrase's. */
 static void test_other_slot(void **state)
 {
-	const struct luks_options o = {.iter_time_ms = 1};
+	const struct qcow2_luks_options o = {.iter_time_ms = 1};
 	struct fixture f;
 	struct luks_disk_header *d;
 	uint64_t to;
@@ -352,7 +352,7 @@ static void test_hostile(void **state)
 		{spoil_place_end, -EINVAL, "lies outside"},
 		{spoil_material, -ENOTSUP, "keys of 192 bits, whose material"},
 	};
-	const struct luks_options o = {.iter_time_ms = 1};
+	const struct qcow2_luks_options o = {.iter_time_ms = 1};
 
 	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
 		struct fixture f;
@@ -370,7 +370,7 @@ static void test_hostile(void **state)
 /* What asks for too much is not computed; what is affordable is, also where others ask for too much. */
 static void test_cost(void **state)
 {
-	const struct luks_options o = {.iter_time_ms = 1};
+	const struct qcow2_luks_options o = {.iter_time_ms = 1};
 	struct luks_disk_header *d;
 	struct fixture f;
 	time_t start = time(NULL);
@@ -405,7 +405,7 @@ static void test_cost(void **state)
 /* Short areas, and I/O errors. */
 static void test_read_fails(void **state)
 {
-	const struct luks_options o = {.iter_time_ms = 1};
+	const struct qcow2_luks_options o = {.iter_time_ms = 1};
 	struct fixture f;
 
 	fixture_make(&f, &o, "secret");
@@ -421,7 +421,7 @@ static void test_read_fails(void **state)
 static void test_options_refused(void **state)
 {
 	static const struct {
-		struct luks_options o;
+		struct qcow2_luks_options o;
 		const char *says;
 	} bad[] = {
 		{{.cipher_alg = "aes"}, "cipher 'aes'"},

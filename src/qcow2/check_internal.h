@@ -8,6 +8,7 @@
  *	check_compare.c	the refcount blocks against the computed counts
  *	repair.c	writes: the order of a repair, and what is repaired in place
  *	repair_rebuild.c	new refcount structures
+ *	repair_snapshots.c	a new snapshot table
  *
  * Two figures exist for each host cluster, never mixed: its *refcount* is what the refcount blocks
  * say, its *count* is how many references the check found.
@@ -161,6 +162,7 @@ int check_compare(struct check *c, compare_fix_fn fix);
 /* ---- repair.c ---- */
 
 int repair_run(struct check *c);
+int repair_sync(struct check *c);
 /* Writes to a table that is there already, whatever the alignment; refuses what would hit another
  * one. */
 int repair_table_write(struct check *c, uint64_t offset, const void *data, uint64_t len_bytes,
@@ -170,6 +172,11 @@ int repair_write(struct check *c, uint64_t offset, const void *data, uint64_t le
 
 /* Changes a refcount in @block, for a fix of check_compare(); true. */
 bool repair_refcount_set(struct check *c, uint64_t hcluster, uint64_t value, void *block);
+
+/* ---- repair_snapshots.c ---- */
+
+/* Completes the entries of the snapshot table, if some lack anything; the refcounts are right. */
+int repair_snapshots(struct check *c);
 
 /* ---- repair_rebuild.c ---- */
 

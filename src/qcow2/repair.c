@@ -10,8 +10,9 @@
  * zeros.
  * 3. Refcounts: raised or lowered in place to the counts (what lowers them is already gone from the
  *    durable tables); or, if blocks are missing or broken, new ones are built (repair_rebuild.c).
- * 4. COPIED flags, by the refcounts that are now durable.
- * 5. The dirty and corrupt bits are cleared, if nothing is left wrong.
+ * 4. A snapshot table with incomplete entries is replaced (repair_snapshots.c).
+ * 5. COPIED flags, by the refcounts that are now durable.
+ * 6. The dirty and corrupt bits are cleared, if nothing is left wrong.
  *
  * With QCOW2_REPAIR_LEAKS only counts that are too high are lowered, and flags are repaired only if
  * all else is right.
@@ -91,7 +92,7 @@ int repair_table_write(struct check *c, uint64_t offset, const void *data, uint6
 			 c->st->name, offset, other);
 }
 
-static int repair_sync(struct check *c)
+int repair_sync(struct check *c)
 {
 	int ret = storage_sync(c->st);
 
@@ -209,6 +210,8 @@ int repair_run(struct check *c)
 		ret = repair_refcounts(c);
 	if (!ret)
 		ret = repair_sync(c);
+	if (!ret)
+		ret = repair_snapshots(c);
 	if (!ret)
 		ret = check_load_refcounts(c);
 	if (!ret)

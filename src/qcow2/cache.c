@@ -261,13 +261,13 @@ void cache_drop(struct cache *c, struct slice *s)
 
 void cache_wait_loaded(struct cache *c, uint64_t first, uint64_t count)
 {
-	for (uint64_t key = first; key < first + count; key++) {
-		struct slice *s = cache_find(c, key);
+	for (uint64_t i = 0; i < count; i++) {
+		const struct slice *s = cache_find(c, first + i);
 
-		while (s && s->state == SLICE_LOADING) {
-			co_wait(&c->loaded);
-			s = cache_find(c, key);
-		}
+		if (!s || s->state != SLICE_LOADING)
+			continue;
+		co_wait(&c->loaded);
+		i = UINT64_MAX; /* others may have begun meanwhile: from the start */
 	}
 }
 

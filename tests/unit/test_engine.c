@@ -2,8 +2,9 @@
 /*
  * Proves of the engine what the simulation's disk cannot show: on a device, whose end does not move,
  * every cluster can be used, those behind the refcount table's reach included; a replayed log frees
- * once what it unlinked once; of two syncs at the same time none succeeds after the other failed; and
- * what a broken image's entries led past the end of the file is not cut off again.
+ * once what it unlinked once; of two syncs at the same time none succeeds after the other failed; what
+ * a broken image's entries led past the end of the file is not cut off again; and an L2 table that a
+ * snapshot shares can be copied while it is being read.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -36,10 +37,18 @@ static _Alignas(4096) uint8_t buffer[64 * KiB];
 static struct storage_io *held[8];
 static unsigned nr_held;
 static bool hold_syncs;
+static uint64_t hold_reads_from, hold_reads_to; /* of reads that begin there */
+
+static bool is_held(const struct storage_io *io)
+{
+	if (io->op == STORAGE_READ)
+		return io->offset_bytes >= hold_reads_from && io->offset_bytes < hold_reads_to;
+	return hold_syncs && io->op == STORAGE_SYNC;
+}
 
 static void engine_submit(struct storage *st, struct storage_io *io)
 {
-	if (!hold_syncs || io->op != STORAGE_SYNC) {
+	if (!is_held(io)) {
 		memory_submit(st, io);
 		return;
 	}
@@ -350,6 +359,75 @@ static void test_nothing_past_the_end_is_cut_off(void **state)
 	assert_int_equal(stop(), 0);
 }
 
+/* On the loop: the oldest of the reads that are held. */
+static void release_read(struct loop_msg *msg)
+{
+	struct storage_io *io = held[0];
+
+	nr_held--;
+	memmove(held, held + 1, nr_held * sizeof(*held));
+	memory_submit(&disk.st, io);
+}
+
+static void release_one_read(void)
+{
+	struct loop_msg msg = {.fn = release_read};
+
+	assert_true(nr_held);
+	loop_post(loop, &msg);
+	turn();
+}
+
+/*
+ * A table that a snapshot shares is copied; its slices are being read all the while, each time another one,
+ * those that were not waited for at first included.
+ */
+static void test_a_shared_table_is_read_while_it_is_copied(void **state)
+{
+	static struct call writer, readers[3];
+	struct qcow2_options opts = {.no_lock = true};
+	uint64_t table;
+
+	create(16 * KiB, 16, 32 * MiB); /* one L2 table, of four slices */
+	start(&opts);
+	for (uint64_t at = 0; at < 32 * MiB; at += 8 * MiB) {
+		memset(buffer, 'a' + (int)(at / (8 * MiB)), 16 * KiB);
+		assert_int_equal(request(BLK_WRITE, 0, at, 16 * KiB), 0);
+	}
+	assert_int_equal(stop(), 0);
+	assert_int_equal(qcow2_open(&img, &disk.st, &opts, &error), 0);
+	assert_int_equal(qcow2_snapshot_create(img, "s", NULL, &error), 0);
+	assert_int_equal(qcow2_close(img, &error), 0);
+
+	start(&opts);
+	table = be64_at(be64_at(40)) & QCOW2_L1_OFFSET_MASK;
+	assert_int_equal(request(BLK_READ, 0, 0, 16 * KiB), 0);
+	hold_reads_from = table;
+	hold_reads_to = table + 16 * KiB;
+	send_request(&writer, BLK_WRITE, 0, 0, 16 * KiB);
+	assert_int_equal(nr_held, 1); /* the copy */
+	send_request(&readers[0], BLK_READ, 0, 16 * MiB, 16 * KiB);
+	assert_int_equal(nr_held, 2);
+	release_one_read();
+	send_request(&readers[1], BLK_READ, 0, 8 * MiB, 16 * KiB);
+	assert_int_equal(nr_held, 2);
+	release_one_read();
+	send_request(&readers[2], BLK_READ, 0, 24 * MiB, 16 * KiB);
+	while (nr_held)
+		release_one_read();
+	hold_reads_to = 0;
+	assert_int_equal(writer.ret, 0);
+	for (unsigned i = 0; i < 3; i++)
+		assert_int_equal(readers[i].ret, 0);
+	for (uint64_t at = 8 * MiB; at < 32 * MiB; at += 8 * MiB) {
+		assert_int_equal(request(BLK_READ, 0, at, 16 * KiB), 0);
+		assert_int_equal(buffer[0], 'a' + (int)(at / (8 * MiB)));
+		assert_int_equal(request(BLK_WRITE, 0, at, 16 * KiB), 0);
+	}
+	assert_int_equal(stop(), 0);
+	assert_sound();
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -358,6 +436,7 @@ int main(void)
 		cmocka_unit_test(test_replay_frees_once),
 		cmocka_unit_test(test_no_sync_hides_another_ones_error),
 		cmocka_unit_test(test_nothing_past_the_end_is_cut_off),
+		cmocka_unit_test(test_a_shared_table_is_read_while_it_is_copied),
 	};
 	int ret = cmocka_run_group_tests(tests, NULL, NULL);
 

@@ -198,7 +198,7 @@ static void reclaim_task(struct co_task *task)
 	struct reclaim *rc = container_of(task, struct reclaim, task);
 	struct qcow2_image *img = container_of(rc, struct qcow2_image, reclaim);
 
-	rc->done = references_see(img) && leaks_find(img);
+	rc->done = !given_up(img) && references_see(img) && leaks_find(img);
 	if (rc->reclaimed)
 		log_info("%s: %llu leaked clusters of a crash were reclaimed", img->st->name,
 			 (unsigned long long)rc->reclaimed);

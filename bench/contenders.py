@@ -53,7 +53,8 @@ class Engine:
         got = json.loads(run(self.env.program, *words, path))
         kind = got["writes"] if w.rw == "write" else got["reads"]
         requests = got["reads"]["count"] + got["writes"]["count"]
-        return {"rate": got["per_second"], "median_us": kind["latency_median_ns"] / 1e3,
+        median = kind["latency_median_ns"] + (got["flushes"]["latency_median_ns"] if w.flush == 1 else 0)
+        return {"rate": got["per_second"], "median_us": median / 1e3,
                 "p99_us": kind["latency_99_ns"] / 1e3, "p999_us": kind["latency_99_9_ns"] / 1e3,
                 "cpu_us": (got["user_ns"] + got["system_ns"]) / 1e3 / requests,
                 "user_us": got["user_ns"] / 1e3 / requests, "enters": got["enters"] / requests}
@@ -95,7 +96,7 @@ class QemuImg:
 def fio(name, w, seconds, size=0, direct=True, engine=("--ioengine=io_uring", "--registerfiles=1")):
     words = ["--name=bench", "--output-format=json", f"--bs={w.bs}", f"--iodepth={w.depth}",
              f"--direct={int(direct)}", "--invalidate=0", f"--numjobs={w.queues}", "--group_reporting", "--randrepeat=0",
-             "--norandommap", "--thread", *engine]
+             "--norandommap", "--thread", "--clat_percentiles=0", "--lat_percentiles=1", *engine]
     kind = {"read": "read", "write": "write", "mix": "rw"}[w.rw]
     words += [f"--rw={'rand' if w.random else ''}{kind}"]
     if w.depth > 1 and "io_uring" in engine[0]:
@@ -114,10 +115,12 @@ def fio(name, w, seconds, size=0, direct=True, engine=("--ioengine=io_uring", "-
     text = run("fio", *words)
     job = json.loads(text[text.index("{"):])["jobs"][0]
     out = {"rate": job["read"]["iops"] + job["write"]["iops"]}
-    percentiles = job["write" if w.rw == "write" else "read"]["clat_ns"].get("percentile", {})
+    percentiles = job["write" if w.rw == "write" else "read"]["lat_ns"].get("percentile", {})
     for key, name in (("50.000000", "median_us"), ("99.000000", "p99_us"), ("99.900000", "p999_us")):
         if key in percentiles:
             out[name] = percentiles[key] / 1e3
+    if w.flush == 1:
+        out["median_us"] += job["sync"]["lat_ns"]["percentile"]["50.000000"] / 1e3
     requests = job["read"]["total_ios"] + job["write"]["total_ios"]
     out["client_us"] = (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] * 1e3 / max(1, requests)
     return out

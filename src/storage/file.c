@@ -268,6 +268,11 @@ static int64_t file_transfer_sync(struct file *f, struct storage_io *io)
 	} else {
 		one.iov_base = (char *)io->buf.base + io->impl.done_bytes;
 		one.iov_len = min_of(io->len_bytes - io->impl.done_bytes, (uint64_t)STEP_BYTES_MAX);
+		/* The kernel need not fetch a vector of one. */
+		if (io->op == STORAGE_READ)
+			return pread(f->fd, one.iov_base, one.iov_len, offset);
+		if (!(io->flags & STORAGE_DSYNC))
+			return pwrite(f->fd, one.iov_base, one.iov_len, offset);
 	}
 	if (io->op == STORAGE_READ)
 		return preadv(f->fd, iov, count, offset);

@@ -336,6 +336,8 @@ static int layer_open(struct chain_layer *layer, const struct naming *by,
 		layer_close(layer);
 		return layer_open(layer, by, opts, false, block_bytes, end_bytes, err);
 	}
+	if (ret)
+		layer_close(layer);
 	return ret;
 }
 

@@ -27,6 +27,7 @@
 static struct memory files[FILES]; /* the image, its backing file "1", and so on */
 static uint32_t blocks[FILES];	   /* of each when it is opened directly */
 static unsigned opened[FILES];	   /* how often since start() */
+static unsigned closed;
 static uint64_t unreadable; /* a place in file 2 that reads as an error; 0: none */
 static struct error error;
 static struct loop *loop;
@@ -49,6 +50,7 @@ static void strict_submit(struct storage *st, struct storage_io *io)
 
 static void strict_close(struct storage *st)
 {
+	closed++;
 }
 
 static const struct storage_ops strict_ops = {.submit = strict_submit, .close = strict_close};
@@ -339,6 +341,22 @@ static void test_blocks_and_the_disks_end(void **state)
 	stop();
 }
 
+/* An error leaves nothing open, and (which the sanitizer sees) no memory. */
+static void test_no_image_below(void **state)
+{
+	static const struct names_policy names = {.open = open_layer};
+	struct qcow2_create_options o = {.size_bytes = MiB, .cluster_bytes = 64 * KiB};
+	struct qcow2_options opts = {.no_lock = true, .names = &names, .image_path = "0"};
+
+	file_create_raw(1, 512, MiB, 'r');
+	file_create(0, 512, &o);
+	file_put_over(0, "qcow2");
+	memset(opened, 0, sizeof(opened));
+	closed = 0;
+	assert_true(qcow2_open(&img, &files[0].st, &opts, &error) < 0);
+	assert_int_equal(closed, opened[1]);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -347,6 +365,7 @@ int main(void)
 		cmocka_unit_test(test_blocks_of_a_layer),
 		cmocka_unit_test(test_blocks_and_subclusters),
 		cmocka_unit_test(test_blocks_and_the_disks_end),
+		cmocka_unit_test(test_no_image_below),
 	};
 	int ret = cmocka_run_group_tests(tests, NULL, NULL);
 

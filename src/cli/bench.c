@@ -13,9 +13,11 @@
 #include <unistd.h>
 
 #include "base/math.h"
+#include "base/secret.h"
 #include "base/size.h"
 #include "cli/cli.h"
 #include "cli/image.h"
+#include "cli/key.h"
 #include "target/bench.h"
 
 #define COUNT_DEFAULT	75000
@@ -60,6 +62,7 @@ static const struct option long_options[] = {
 	{"size", required_argument, NULL, OPT_SIZE},
 	{"seed", required_argument, NULL, OPT_SEED},
 	{"json", no_argument, NULL, OPT_JSON},
+	CLI_KEY_OPTIONS,
 	CLI_LONG_HELP,
 	{0},
 };
@@ -365,7 +368,9 @@ static int run(const struct cli_command *cmd, int argc, char **argv)
 	run.job.open.queues = 1;
 	run.job.open.depth = DEPTH_DEFAULT;
 	while ((option = cli_option(cmd, argc, argv)) != -1) {
-		status = option_set(cmd, &run, option, optarg);
+		status = cli_is_key_option(option)
+				 ? cli_key_set(cmd, &run.job.open.passphrase, option, optarg)
+				 : option_set(cmd, &run, option, optarg);
 		if (status)
 			return status;
 	}
@@ -376,6 +381,7 @@ static int run(const struct cli_command *cmd, int argc, char **argv)
 	if (status)
 		return status;
 	ret = bench(&run, &err);
+	secret_destroy(run.job.open.passphrase);
 	return ret ? cli_fail(run.image, &err, ret) : CLI_OK;
 }
 
@@ -408,6 +414,9 @@ const struct cli_command cli_command_bench = {
 		"                           buffered: through it (direct)\n"
 		"      --cache-size BYTES   bound of the memory for the image's metadata\n"
 		"      --size BYTES         size of the null target\n"
+		"      --key-file FILE      the passphrase of an encrypted image is all of FILE, as for 'add'\n"
+		"      --key-fd N           ... is what can be read from this descriptor\n"
+		"      --key-credential NAME  ... is this file in systemd's $CREDENTIALS_DIRECTORY\n"
 		"      --json               print the figures as JSON\n"
 		"  -h, --help               this text\n",
 	.short_options = "c:d:s:S:o:w",

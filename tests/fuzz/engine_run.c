@@ -173,6 +173,7 @@ static struct engine *open_engine(const uint8_t *data, size_t size, bool read_on
 		.no_lock = true,
 		.max_inflight = ENGINE_DEPTH,
 		.cache_size_bytes = seed & 1 ? 4096 : 0,
+		.reclaim_delay_ms = seed & 2 ? 1 : 0,
 		.log_base = log,
 		.log_bytes = log ? ENGINE_LOG_BYTES : 0,
 		.log_identity = identity,

@@ -105,6 +105,8 @@ int qcow2_open(struct qcow2_image **out, struct storage *storage, const struct q
 uint64_t qcow2_size_bytes(const struct qcow2_image *img);
 uint32_t qcow2_cluster_bytes(const struct qcow2_image *img);
 bool qcow2_read_only(const struct qcow2_image *img);
+/* Every payload is looked at (it is encrypted, or searched for zeros): one out of sight is no use. */
+bool qcow2_looks_at_data(const struct qcow2_image *img);
 
 /*
  * Says on which loop the metadata work runs; before the first queue. That loop needs a coroutine

@@ -398,7 +398,7 @@ const struct cli_command cli_command_add = {
 		"      --depth N            requests in flight in each queue (128)\n"
 		"      --data-path PATH     ublk: copy: the kernel copies; user-copy: the daemon does; zero-copy:\n"
 		"                           nobody, where that is possible; auto: zero-copy where the kernel has\n"
-		"                           it (6.16), else copy (auto)\n"
+		"                           it (6.16) and it pays, else copy (auto)\n"
 		"      --id N               the device's number, such as 3 in /dev/ublkb3 (any)\n"
 		"      --cache MODE         direct: past the page cache where the file system can;\n"
 		"                           buffered: through it (direct)\n"

@@ -638,6 +638,11 @@ uint32_t qcow2_cluster_bytes(const struct qcow2_image *img)
 	return img->cluster_bytes;
 }
 
+bool qcow2_looks_at_data(const struct qcow2_image *img)
+{
+	return img->crypto || img->detect_zeroes;
+}
+
 bool qcow2_read_only(const struct qcow2_image *img)
 {
 	return img->read_only;

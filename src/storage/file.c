@@ -74,7 +74,6 @@ struct file {
 	struct storage st;
 	int fd;
 	int zero_fd; /* /dev/zero; -1: there is none */
-	bool in_memory;
 	char *name;
 	struct image_lock lock;
 	pthread_mutex_t attach_lock;
@@ -417,9 +416,9 @@ static bool better_called(const struct file *f, const struct storage_io *io)
 	switch (io->op) {
 	case STORAGE_READ:
 	case STORAGE_WRITE:
-		return f->in_memory && io->len_bytes <= INLINE_BYTES_MAX && !payload_is_fixed(io);
+		return f->st.in_memory && io->len_bytes <= INLINE_BYTES_MAX && !payload_is_fixed(io);
 	case STORAGE_SYNC:
-		return f->in_memory;
+		return f->st.in_memory;
 	default:
 		return false;
 	}
@@ -746,7 +745,7 @@ static int file_examine(struct file *f, const struct storage_file_options *opts,
 	f->st.read_only = opts->read_only;
 	f->st.rotational = queue_attribute(disk, "rotational", 0) > 0;
 	choose_direct(f, &s, opts->direct);
-	f->in_memory = S_ISREG(s.st_mode) && !fstatfs(f->fd, &fs) && fs.f_type == TMPFS_MAGIC;
+	f->st.in_memory = S_ISREG(s.st_mode) && !fstatfs(f->fd, &fs) && fs.f_type == TMPFS_MAGIC;
 	return 0;
 }
 

@@ -108,6 +108,7 @@ struct storage {
 	bool can_punch;
 	bool direct; /* the page cache is bypassed */
 	bool rotational;
+	bool in_memory; /* tmpfs: io_uring hands every request to a thread of the kernel's */
 };
 
 /* @io is the backend's until its complete function is called; that may be before this returns. */

@@ -99,6 +99,7 @@ static int limits_fill(struct loop_target *lt, struct error *err)
 		.volatile_cache = !st->read_only,
 		.fua = !st->read_only,
 		.rotational = st->rotational,
+		.registered_buffers = !st->in_memory,
 	};
 	return 0;
 }
@@ -299,7 +300,6 @@ static void loop_submit(struct target *t, unsigned queue, struct blk_request *re
 const struct target_ops target_loop = {
 	.name = "loop",
 	.request_bytes = sizeof(struct loop_request),
-	.registered_buffers = true,
 	.open = loop_open,
 	.queue_start = loop_queue_start,
 	.submit = loop_submit,

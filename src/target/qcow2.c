@@ -128,6 +128,7 @@ static void limits_fill(struct qcow2_target *qt, const struct storage *st,
 		.volatile_cache = writable,
 		.fua = writable,
 		.rotational = st->rotational,
+		.registered_buffers = !st->in_memory && !qcow2_looks_at_data(qt->img),
 	};
 	if (qt->target.limits.size_bytes != qcow2_size_bytes(qt->img))
 		log_warn("%s: the last %llu bytes are no whole block of %u and are left out", st->name,
@@ -310,7 +311,6 @@ static int qcow2_target_close(struct target *t, struct error *err)
 const struct target_ops target_qcow2 = {
 	.name = "qcow2",
 	.request_bytes = QCOW2_REQUEST_BYTES,
-	.registered_buffers = true,
 	.coroutines = qcow2_target_coroutines,
 	.open = qcow2_target_open,
 	.queue_start = qcow2_target_queue_start,

@@ -77,6 +77,7 @@ struct target_limits {
 	bool volatile_cache; /* completed writes need FLUSH to be durable */
 	bool fua;
 	bool rotational;
+	bool registered_buffers; /* worth having: most requests need no memory (blk_request.to_memory) */
 };
 
 enum target_snapshot { TARGET_SNAPSHOT_CREATE, TARGET_SNAPSHOT_APPLY, TARGET_SNAPSHOT_DELETE };
@@ -84,7 +85,6 @@ enum target_snapshot { TARGET_SNAPSHOT_CREATE, TARGET_SNAPSHOT_APPLY, TARGET_SNA
 struct target_ops {
 	const char *name;
 	size_t request_bytes;	 /* private memory for each request; see blk_request.priv */
-	bool registered_buffers; /* most requests need no memory (blk_request.to_memory): worth having */
 
 	/* On error nothing is left open and @err says why. */
 	int (*open)(struct target **out, const struct target_options *opts, struct error *err);

@@ -82,7 +82,7 @@ static int path_choose(const struct ublk_data_path **out, const struct target *t
 	uint64_t zero = ublk_path_zero_copy.dev_flags;
 
 	if (wanted == FRONTEND_DATA_AUTO)
-		wanted = t->ops->registered_buffers && (features & zero) == zero
+		wanted = t->limits.registered_buffers && (features & zero) == zero
 				 ? FRONTEND_DATA_ZERO_COPY
 				 : FRONTEND_DATA_COPY;
 	*out = paths[wanted];

@@ -292,6 +292,7 @@ static int limits_fill(struct ublkdev *dev, const struct ublkdev_limits *l, stru
 		.volatile_cache = l->volatile_cache,
 		.fua = l->fua,
 		.rotational = l->rotational,
+		.registered_buffers = dev->ops->registered_buffers,
 	};
 	return limits_good(out, err) ? 0 : -EINVAL;
 }
@@ -345,7 +346,6 @@ int ublkdev_start(struct ublkdev **out, const struct ublkdev_ops *ops, void *dat
 	dev->target_ops = forward_ops;
 	dev->target_ops.name = ops->name;
 	dev->target_ops.request_bytes = REQUEST_HEAD + ops->request_bytes;
-	dev->target_ops.registered_buffers = ops->registered_buffers;
 	dev->target.ops = &dev->target_ops;
 	dev->nr_queues = opts.queues;
 	dev->depth = opts.depth;

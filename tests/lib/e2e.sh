@@ -72,6 +72,14 @@ device_field() {
 	"$program" list --json | tr -d ' \n' | tr '{' '\n' | grep -F "\"device\":\"$device\"" |
 		sed "s/.*\"$1\":\"\\{0,1\\}\\([^\",}]*\\).*/\\1/"
 }
+# Options for attach: zero copy, where this kernel has it (by default images on tmpfs are served without).
+zero_copy() {
+	local probe
+	if probe=$(timeout 60 "$program" add --frontend ublk --target null --size 1M --data-path zero-copy 2>/dev/null); then
+		timeout 60 "$program" del --wait 10 "$probe"
+		echo "--data-path zero-copy"
+	fi
+}
 detach() {
 	timeout 60 "$program" del "$device" || fail "del $device"
 	forget

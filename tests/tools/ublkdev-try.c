@@ -7,6 +7,8 @@
  *	inline		completes requests inside submit
  *	threads		two threads of its own complete them, out of order, some after a delay
  *	uring		a memfd, read and written through the queue's io_uring
+ *	fixed		as uring, from and to registered buffers where there are any; but for every third
+ *			request it asks for memory
  *	eio		as inline; reads and writes of the second quarter fail with -EIO
  *	enospc		as inline; writes of the second quarter fail with -ENOSPC
  *	hang		as inline; requests of the last quarter are never completed. Ends at SIGTERM
@@ -51,6 +53,7 @@ static struct {
 	char *mem;
 	unsigned opened, started, stopped, closed;
 	unsigned long requests[QUEUE_MAX];
+	unsigned long fixed; /* requests with a registered buffer */
 
 	pthread_t workers[WORKERS];
 	pthread_mutex_t lock;
@@ -126,7 +129,7 @@ static int try_open(void *data, struct ublkdev_limits *limits, struct ublkdev_er
 	limits->max_write_zeroes = 16 << 20;
 	limits->volatile_cache = true;
 	limits->fua = true;
-	if (mode("uring"))
+	if (mode("uring") || mode("fixed"))
 		limits->discard_granularity = limits->max_write_zeroes = 0;
 	for (uintptr_t i = 0; mode("threads") && i < WORKERS; i++)
 		if (pthread_create(&state.workers[i], NULL, worker, (void *)(i + 1)))
@@ -155,6 +158,35 @@ static void uring_done(struct ublkdev_sqe_op *op, int res, uint32_t flags)
 	if (res >= 0 && (uint64_t)res != ublkdev_request_length(job->req))
 		res = -EIO;
 	ublkdev_complete(job->req, res < 0 ? res : 0);
+}
+
+static void uring(struct ublkdev_queue *queue, struct job *job);
+
+static void in_memory(struct ublkdev_request *req, int result)
+{
+	if (result)
+		ublkdev_complete(req, result);
+	else
+		uring(ublkdev_request_queue(req), ublkdev_request_data(req));
+}
+
+static void fixed(struct ublkdev_queue *queue, struct job *job)
+{
+	int index = ublkdev_request_buffer_index(job->req);
+	struct io_uring_sqe *sqe;
+
+	if (index < 0 || __atomic_fetch_add(&state.fixed, 1, __ATOMIC_RELAXED) % 3 == 0) {
+		ublkdev_request_to_memory(job->req, in_memory);
+		return;
+	}
+	job->op.complete = uring_done;
+	sqe = ublkdev_sqe(queue, &job->op);
+	sqe->opcode = ublkdev_request_op(job->req) == UBLKDEV_READ ? IORING_OP_READ_FIXED
+								    : IORING_OP_WRITE_FIXED;
+	sqe->fd = state.fd;
+	sqe->off = ublkdev_request_offset(job->req);
+	sqe->len = (unsigned)ublkdev_request_length(job->req);
+	sqe->buf_index = (uint16_t)index;
 }
 
 static void uring(struct ublkdev_queue *queue, struct job *job)
@@ -190,8 +222,12 @@ static void try_submit(void *data, struct ublkdev_queue *queue, struct ublkdev_r
 		abort();
 	__atomic_fetch_add(&state.requests[ublkdev_queue_index(queue)], 1, __ATOMIC_RELAXED);
 	job->req = req;
-	if (mode("uring")) {
+	if (mode("uring") || (flush && mode("fixed"))) {
 		uring(queue, job);
+		return;
+	}
+	if (mode("fixed")) {
+		fixed(queue, job);
 		return;
 	}
 	if (mode("threads")) {
@@ -232,7 +268,7 @@ static void try_close(void *data)
 		pthread_join(state.workers[i], NULL);
 }
 
-static const struct ublkdev_ops try_ops = {
+static struct ublkdev_ops try_ops = {
 	.name = "try",
 	.request_bytes = sizeof(struct job),
 	.open = try_open,
@@ -283,6 +319,7 @@ int main(int argc, char **argv)
 	state.mode = argv[1];
 	state.queues = options.queues = argc > 2 ? (unsigned)atoi(argv[2]) : 1;
 	options.depth = argc > 3 ? (unsigned)atoi(argv[3]) : 0;
+	try_ops.registered_buffers = mode("fixed");
 	state.fd = memfd_create("try", MFD_CLOEXEC);
 	if (state.fd < 0 || ftruncate(state.fd, SIZE))
 		return 1;
@@ -296,6 +333,8 @@ int main(int argc, char **argv)
 	for (unsigned i = 0; i < QUEUE_MAX; i++)
 		if (state.requests[i])
 			printf(" queue%u", i);
+	if (state.fixed)
+		printf(" fixed");
 	putchar('\n');
 	if (ret) {
 		fprintf(stderr, "ublkdev-try: %s\n", err.text);

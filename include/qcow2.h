@@ -192,6 +192,11 @@ struct qcow2_create_options {
 	unsigned refcount_bits; /* power of two, 1 to 64; 0: 16 */
 	bool lazy_refcounts;
 	bool extended_l2; /* subclusters; version 3, clusters of at least 16 KiB */
+	bool zstd;	  /* compressed clusters are zstd, not deflate; version 3 */
+	/* Names as they are to be in the image, nothing is opened; NULL: none. A backing file needs its format. */
+	const char *backing_file, *backing_format;
+	const char *data_file;	/* version 3; the file itself is the caller's to make */
+	bool data_file_raw;	/* needs preallocation, and no backing file */
 	enum qcow2_preallocation preallocation;
 	bool luks; /* encrypted, with @passphrase */
 	struct qcow2_luks_options luks_options;

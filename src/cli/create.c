@@ -48,6 +48,8 @@ struct create {
 	bool have_size, have_encrypt;
 	/* As given, for the output; NULL: not given. */
 	const char *compat, *preallocation;
+	bool unsafe; /* the backing file is not looked at */
+	bool data_file_made;
 	struct qcow2_create_options options;
 	struct secret *key; /* the passphrase */
 };
@@ -56,8 +58,13 @@ struct create {
 
 static const char key_help[] =
 	"Supported options:\n"
+	"  backing_file=<str>     - name of the file that this one is an overlay of\n"
+	"  backing_fmt=<str>      - its format: qcow2 or raw\n"
 	"  cluster_size=<size>    - cluster size, a power of two from 512 to 2M (64k)\n"
 	"  compat=<str>           - compatibility level: 0.10 or v2, 1.1 or v3 (1.1)\n"
+	"  compression_type=<str> - of clusters that are compressed: zlib or zstd (zlib)\n"
+	"  data_file=<str>        - name of the file that the data are in, which is made\n"
+	"  data_file_raw=<bool>   - that file alone is a raw image of the disk: on or off (off)\n"
 	"  encrypt.format=<str>   - luks: the content is encrypted; needs --key-file or the like\n"
 	"  encrypt.cipher-alg=<str> - aes-128, aes-192, aes-256, serpent-..., twofish-..., cast5-128 (aes-256)\n"
 	"  encrypt.cipher-mode=<str> - xts, cbc, ctr or ecb (xts)\n"
@@ -73,8 +80,8 @@ static const char key_help[] =
 
 /* qemu-img's other keys: known, and refused by name. One that ends in a point stands for a family. */
 static const char *const unsupported_keys[] = {
-	"backing_file", "backing_fmt", "compression_type", "data_file", "data_file_raw",
-	"encryption",	"nocow",
+	"encryption",
+	"nocow",
 };
 
 static const char *const preallocation_names[] = {
@@ -195,6 +202,18 @@ static int key_set(const struct cli_command *cmd, struct create *create, const c
 		   const char *value)
 {
 	struct qcow2_create_options *o = &create->options;
+	const struct {
+		const char *key;
+		bool *out;
+	} bools[] = {{"extended_l2", &o->extended_l2},
+		     {"lazy_refcounts", &o->lazy_refcounts},
+		     {"data_file_raw", &o->data_file_raw}};
+	const struct {
+		const char *key;
+		const char **out;
+	} names[] = {{"backing_file", &o->backing_file},
+		     {"backing_fmt", &o->backing_format},
+		     {"data_file", &o->data_file}};
 	uint64_t bytes;
 	int ret = 0;
 
@@ -202,22 +221,33 @@ static int key_set(const struct cli_command *cmd, struct create *create, const c
 		return cli_error(create->file, "option '%s' is not supported yet", key);
 	if (strncmp(key, "encrypt.", 8) == 0)
 		return encrypt_set(cmd, create, key + 8, value);
-	if (strcmp(key, "extended_l2") == 0) {
-		ret = bool_parse(value ? value : "on", &o->extended_l2);
-		return ret ? cli_usage(cmd, "extended_l2 is 'on' or 'off'") : CLI_OK;
+	for (size_t i = 0; i < ARRAY_LEN(bools); i++) {
+		if (strcmp(key, bools[i].key) != 0)
+			continue;
+		ret = bool_parse(value ? value : "on", bools[i].out);
+		return ret ? cli_usage(cmd, "%s is 'on' or 'off'", key) : CLI_OK;
 	}
-	if (strcmp(key, "lazy_refcounts") == 0) {
-		ret = bool_parse(value ? value : "on", &o->lazy_refcounts);
-		return ret ? cli_usage(cmd, "lazy_refcounts is 'on' or 'off'") : CLI_OK;
+	for (size_t i = 0; i < ARRAY_LEN(names); i++) {
+		if (strcmp(key, names[i].key) != 0)
+			continue;
+		*names[i].out = value;
+		return value ? CLI_OK : cli_usage(cmd, "option '%s' needs a value", key);
 	}
 	if (strcmp(key, "size") && strcmp(key, "compat") && strcmp(key, "cluster_size") &&
-	    strcmp(key, "refcount_bits") && strcmp(key, "preallocation"))
+	    strcmp(key, "refcount_bits") && strcmp(key, "preallocation") &&
+	    strcmp(key, "compression_type"))
 		return cli_usage(cmd, "unknown option '%s'; '-o help' lists them", key);
 	if (!value)
 		return cli_usage(cmd, "option '%s' needs a value", key);
 
 	if (strcmp(key, "size") == 0)
 		return size_set(cmd, create, cli_size_arg(cmd, key, value));
+	if (strcmp(key, "compression_type") == 0) {
+		o->zstd = strcmp(value, "zstd") == 0;
+		return o->zstd || strcmp(value, "zlib") == 0
+			       ? CLI_OK
+			       : cli_usage(cmd, "compression_type is zlib or zstd");
+	}
 	if (strcmp(key, "compat") == 0) {
 		create->compat = value;
 		ret = compat_parse(value, &o->version);
@@ -404,14 +434,117 @@ static int create_over(const struct create *create, const struct stat *st, struc
 	return ret;
 }
 
-static int create_run(struct create *create, struct error *err)
+/* ---- the files that the image names ---- */
+
+/* The user names it, so it may lie anywhere; and by no format but the one that is given. */
+static int backing_size(const struct create *create, uint64_t *size_bytes, struct error *err)
+{
+	const struct qcow2_create_options *o = &create->options;
+	const struct names_policy any = {.any = true};
+	const struct names_options options = {.what = "backing file", .read_only = true};
+	struct qcow2_info *info;
+	struct storage *st;
+	int ret;
+
+	if (!o->backing_format)
+		return error_set(err, -EINVAL, "a backing file needs its format: -F");
+	if (strcmp(o->backing_format, "raw") != 0 && strcmp(o->backing_format, "qcow2") != 0)
+		return error_set(err, -EINVAL, "a backing file's format is raw or qcow2, not '%s'",
+				 o->backing_format);
+	ret = names_open(&st, NULL, create->file, o->backing_file, &any, &options, err);
+	if (ret)
+		return ret;
+	*size_bytes = st->size_bytes;
+	if (strcmp(o->backing_format, "qcow2") == 0) {
+		info = malloc(sizeof(*info));
+		ret = info ? qcow2_info(st, info, err) : error_set(err, -ENOMEM, "out of memory");
+		*size_bytes = ret ? 0 : info->size_bytes;
+		free(info);
+	}
+	storage_close(st);
+	return ret;
+}
+
+static int backing_check(struct create *create, struct error *err)
+{
+	struct qcow2_create_options *o = &create->options;
+	uint64_t size_bytes = 0;
+	int ret = 0;
+
+	if (!o->backing_file && o->backing_format)
+		return error_set(err, -EINVAL, "a backing file's format, but no backing file");
+	if (o->backing_file && !create->unsafe)
+		ret = backing_size(create, &size_bytes, err);
+	if (!ret && !create->have_size && !size_bytes)
+		ret = error_set(err, -EINVAL, "no size given");
+	if (!ret && !create->have_size)
+		o->size_bytes = size_bytes;
+	return ret;
+}
+
+/* A relative name is relative to the image, as it will be for who attaches it. */
+static char *data_file_path(const struct create *create)
+{
+	const char *slash = strrchr(create->file, '/'), *name = create->options.data_file;
+	char *path;
+
+	if (name[0] == '/' || !slash)
+		return strdup(name);
+	return asprintf(&path, "%.*s%s", (int)(slash - create->file + 1), create->file, name) < 0 ? NULL
+													: path;
+}
+
+static int data_file_fill(const struct create *create, struct storage *st, struct error *err)
+{
+	const struct qcow2_create_options *o = &create->options;
+	uint64_t bytes = align_up(o->size_bytes, 512);
+	int ret = image_lock(st, err);
+
+	if (ret)
+		return ret;
+	if (st->fixed_size && st->size_bytes < bytes)
+		return error_set(err, -ENOSPC, "%s: is smaller than the disk", st->name);
+	if (!st->fixed_size)
+		ret = storage_truncate(st, 0);
+	if (!ret && !st->fixed_size)
+		ret = storage_truncate(st, bytes);
+	/* what lies on a device would be the disk's */
+	if (!ret && (o->preallocation >= QCOW2_PREALLOC_FALLOC || (st->fixed_size && o->preallocation)))
+		ret = storage_zero(st, 0, bytes);
+	if (!ret)
+		ret = storage_sync(st);
+	return ret ? error_set(err, ret, "%s: %s", st->name, strerror(-ret)) : 0;
+}
+
+/* Made before the image that names it. One that is there already is lost only with --force. */
+static int data_file_make(struct create *create, char *path, struct error *err)
+{
+	struct storage_file_options options = {.create = true, .exclusive_device = true};
+	struct storage *st;
+	struct stat image, data;
+	int ret;
+
+	if (!stat(path, &data)) {
+		if (!stat(create->file, &image) && image.st_dev == data.st_dev && image.st_ino == data.st_ino)
+			return error_set(err, -EINVAL, "the data file is the image itself");
+		if (!create->force && !(S_ISREG(data.st_mode) && data.st_size == 0))
+			return error_set(err, -EEXIST, "%s: exists already; --force replaces it", path);
+		options.create = false;
+	}
+	ret = storage_file_open(&st, path, &options, err);
+	if (ret)
+		return ret;
+	create->data_file_made = options.create;
+	ret = data_file_fill(create, st, err);
+	storage_close(st);
+	return ret;
+}
+
+static int image_make(struct create *create, struct error *err)
 {
 	struct stat st;
 	int ret;
 
-	ret = qcow2_create_validate(&create->options, err);
-	if (ret)
-		return ret;
 	if (stat(create->file, &st) && errno == ENOENT && lstat(create->file, &st)) {
 		if (asprintf(&create->path, "%s%s", strchr(create->file, '/') ? "" : "./",
 			     create->file) < 0)
@@ -427,6 +560,30 @@ static int create_run(struct create *create, struct error *err)
 	return create_over(create, &st, err);
 }
 
+static int create_run(struct create *create, struct error *err)
+{
+	struct qcow2_create_options *o = &create->options;
+	char *data_path = NULL;
+	int ret = backing_check(create, err);
+
+	/* "The data file can be read without the map": so the map must have all of it, as with qemu-img */
+	if (o->data_file_raw && o->preallocation == QCOW2_PREALLOC_OFF)
+		o->preallocation = QCOW2_PREALLOC_METADATA;
+	if (!ret)
+		ret = qcow2_create_validate(o, err);
+	if (!ret && o->data_file) {
+		data_path = data_file_path(create);
+		ret = data_path ? data_file_make(create, data_path, err)
+				: error_set(err, -ENOMEM, "out of memory");
+	}
+	if (!ret)
+		ret = image_make(create, err);
+	if (ret && create->data_file_made)
+		unlink(data_path);
+	free(data_path);
+	return ret;
+}
+
 /* qemu-img's line, with the values that took effect. */
 static void formatting_print(const struct create *create)
 {
@@ -438,7 +595,18 @@ static void formatting_print(const struct create *create)
 	       o->extended_l2 ? "on" : "off");
 	if (create->preallocation)
 		printf(" preallocation=%s", create->preallocation);
-	printf(" compression_type=zlib size=%" PRIu64, o->size_bytes);
+	printf(" compression_type=%s size=%" PRIu64, o->zstd ? "zstd" : "zlib", o->size_bytes);
+	if (o->backing_file) {
+		fputs(" backing_file=", stdout);
+		cli_print_name(stdout, o->backing_file);
+		printf(" backing_fmt=%s", o->backing_format);
+	}
+	if (o->data_file) {
+		fputs(" data_file=", stdout);
+		cli_print_name(stdout, o->data_file);
+	}
+	if (o->data_file_raw)
+		fputs(" data_file_raw=on", stdout);
 	if (create->compat)
 		printf(" compat=%s", create->compat);
 	printf(" lazy_refcounts=%s refcount_bits=%u\n", o->lazy_refcounts ? "on" : "off",
@@ -482,9 +650,14 @@ static int run(const struct cli_command *cmd, int argc, char **argv)
 			create.force = true;
 			break;
 		case 'b':
+			create.options.backing_file = optarg;
+			break;
 		case 'F':
-			return cli_error(NULL, "option '-%c' (a backing file) is not supported yet",
-					 option);
+			create.options.backing_format = optarg;
+			break;
+		case 'u':
+			create.unsafe = true;
+			break;
 		}
 	}
 	if (optind == argc)
@@ -505,7 +678,7 @@ static int run(const struct cli_command *cmd, int argc, char **argv)
 		if (status)
 			return status;
 	}
-	if (!create.have_size)
+	if (!create.have_size && !create.options.backing_file)
 		return cli_usage(cmd, "no size given");
 
 	ret = create_run(&create, &err);
@@ -523,14 +696,15 @@ static int run(const struct cli_command *cmd, int argc, char **argv)
 const struct cli_command cli_command_create = {
 	.name = "create",
 	.summary = "make a new, empty image",
-	.synopsis = "[-o KEY=VALUE,...] [--force] FILE SIZE",
+	.synopsis = "[-o KEY=VALUE,...] [-b FILE -F FORMAT [-u]] [--force] FILE [SIZE]",
 	.help = "Makes a qcow2 image of SIZE bytes; b, k, M, G, T, P and E stand for powers of 1024, and 1.5G\n"
 		"is a size. An existing file is refused unless it is empty, or --force is given; one that is\n"
 		"in use is refused always.\n"
 		"\n"
-		"  -o KEY=VALUE,...  cluster_size, compat, encrypt.*, extended_l2, lazy_refcounts, preallocation,\n"
-		"                    refcount_bits, size;\n"
-		"                    '-o help' explains them\n"
+		"  -o KEY=VALUE,...  '-o help' lists the keys\n"
+		"  -b FILE           the backing file; a relative name begins in the folder of the image\n"
+		"  -F FORMAT         its format: qcow2 or raw. SIZE may be left out: it is the backing file's\n"
+		"  -u                do not look at the backing file, which need not be there\n"
 		"  --key-file FILE   for encrypt.format=luks: the passphrase is all of FILE, to the last byte\n"
 		"  --key-fd N        ... is what can be read from this descriptor\n"
 		"  --key-credential NAME  ... is this file in systemd's $CREDENTIALS_DIRECTORY\n"
@@ -538,7 +712,7 @@ const struct cli_command cli_command_create = {
 		"  -f qcow2          accepted for qemu-img's sake\n"
 		"  -q, --quiet       print nothing but errors\n"
 		"  -h, --help        this text\n",
-	.short_options = "o:f:qb:F:",
+	.short_options = "o:f:qb:F:u",
 	.long_options = long_options,
 	.run = run,
 };

@@ -32,6 +32,7 @@ struct layout {
 	unsigned rb_bits;
 	uint64_t size_bytes;
 	bool prealloc, extended_l2, encrypted;
+	bool data_file; /* data clusters are there, and counted nowhere */
 
 	/* clusters of each part; the host cluster where each starts follows from the order */
 	uint64_t rt, rb, l1, l2, luks, data;
@@ -81,6 +82,20 @@ static int check_options(const struct qcow2_create_options *o, struct error *err
 		return error_set(err, -EINVAL, "preallocation of an encrypted image needs version 3");
 	if (o->luks && luks_options_check(&o->luks_options, err))
 		return -ENOTSUP;
+	if (o->version == 2 && o->zstd)
+		return error_set(err, -EINVAL, "compression type zstd needs version 3");
+	if (o->version == 2 && o->data_file)
+		return error_set(err, -EINVAL, "an external data file needs version 3");
+	if (o->data_file_raw && (!o->data_file || o->backing_file))
+		return error_set(err, -EINVAL, o->data_file ? "a raw external data file and a backing file "
+							      "exclude each other"
+							    : "data_file_raw needs a data_file");
+	if (o->backing_file && !o->backing_format)
+		return error_set(err, -EINVAL, "a backing file needs its format");
+	if (o->backing_file && o->preallocation != QCOW2_PREALLOC_OFF)
+		return error_set(err, -EINVAL, "preallocated clusters would hide the backing file");
+	if (o->data_file_raw && o->luks)
+		return error_set(err, -EINVAL, "a raw external data file cannot be encrypted");
 	if ((unsigned)o->preallocation > QCOW2_PREALLOC_FULL)
 		return error_set(err, -EINVAL, "the preallocation mode %d is not known",
 				 (int)o->preallocation);
@@ -90,7 +105,7 @@ static int check_options(const struct qcow2_create_options *o, struct error *err
 /* The refcount structures count themselves, so their size is found by repetition. */
 static void layout_refcounts(struct layout *l)
 {
-	uint64_t others = 1 + l->l1 + l->l2 + l->luks + l->data;
+	uint64_t others = 1 + l->l1 + l->l2 + l->luks + (l->data_file ? 0 : l->data);
 	uint64_t before;
 
 	l->rt = l->rb = 1;
@@ -116,6 +131,7 @@ static int layout_init(struct layout *l, const struct qcow2_create_options *o, s
 		.extended_l2 = o->extended_l2,
 		.encrypted = o->luks,
 		.luks_bytes = o->luks ? luks_area_bytes(&o->luks_options) : 0,
+		.data_file = o->data_file,
 	};
 	l->luks = div_up(l->luks_bytes, l->cluster_bytes);
 	l2_bits = qcow2_l2_bits(l->cluster_bits, o->extended_l2);
@@ -144,6 +160,8 @@ static int layout_init(struct layout *l, const struct qcow2_create_options *o, s
 	return 0;
 }
 
+static int check_names(const struct layout *l, const struct qcow2_create_options *o, struct error *err);
+
 int qcow2_create_validate(const struct qcow2_create_options *opts, struct error *err)
 {
 	struct qcow2_create_options o = *opts;
@@ -152,7 +170,9 @@ int qcow2_create_validate(const struct qcow2_create_options *opts, struct error 
 
 	fill_defaults(&o);
 	ret = check_options(&o, err);
-	return ret ? ret : layout_init(&l, &o, err);
+	if (!ret)
+		ret = layout_init(&l, &o, err);
+	return ret ? ret : check_names(&l, &o, err);
 }
 
 /* ---- the stream ---- */
@@ -284,7 +304,7 @@ static void put_tables(struct stream *s, const struct layout *l, const struct se
 
 	if (l->prealloc) {
 		put_l1(s, l, l2_first);
-		put_l2(s, l, l2_first + l->l2 + l->luks);
+		put_l2(s, l, l->data_file ? 0 : l2_first + l->l2 + l->luks);
 	} else {
 		stream_put(s, NULL, l->l1 << l->cluster_bits);
 	}
@@ -338,9 +358,46 @@ static size_t encode_feature_names(uint8_t *out, bool encrypted)
 	return sizeof(ext) + len;
 }
 
-/* Everything is in the first sector. @out is zeroed and has a sector at least. */
-static void encode_header(uint8_t *out, const struct layout *l,
-			  const struct qcow2_create_options *o)
+/* An extension at @len, if it is there; what follows it. */
+static size_t encode_extension(uint8_t *out, size_t len, uint32_t type, const char *text)
+{
+	size_t bytes = text ? strlen(text) : 0;
+	struct qcow2_disk_extension ext = {
+		.type = be32_make(type),
+		.len_bytes = be32_make((uint32_t)bytes),
+	};
+
+	if (!text)
+		return len;
+	memcpy(out + len, &ext, sizeof(ext));
+	memcpy(out + len + sizeof(ext), text, bytes);
+	return len + sizeof(ext) + align_up(bytes, 8);
+}
+
+static void encode_features(struct qcow2_disk_header *h, const struct qcow2_create_options *o)
+{
+	uint64_t incompatible = 0;
+
+	if (o->extended_l2)
+		incompatible |= QCOW2_INCOMPAT_EXTENDED_L2;
+	if (o->data_file)
+		incompatible |= QCOW2_INCOMPAT_DATA_FILE;
+	if (o->zstd)
+		incompatible |= QCOW2_INCOMPAT_COMPRESSION;
+	h->incompatible_features = be64_make(incompatible);
+	h->compatible_features = be64_make(o->lazy_refcounts ? QCOW2_COMPAT_LAZY_REFCOUNTS : 0);
+	h->autoclear_features = be64_make(o->data_file_raw ? QCOW2_AUTOCLEAR_DATA_FILE_RAW : 0);
+	h->compression_type = o->zstd ? QCOW2_COMPRESSION_ZSTD : QCOW2_COMPRESSION_DEFLATE;
+}
+
+/* What the header, its extensions and the names in it take at most. */
+#define HEADER_AREA_MAX 4096
+
+/*
+ * Header, extensions, name of the backing file. @out is zeroed, HEADER_AREA_MAX long. Returns the length,
+ * which may be more than the cluster has.
+ */
+static size_t encode_header(uint8_t *out, const struct layout *l, const struct qcow2_create_options *o)
 {
 	struct qcow2_disk_header h = {
 		.magic = be32_make(QCOW2_MAGIC),
@@ -352,23 +409,57 @@ static void encode_header(uint8_t *out, const struct layout *l,
 		.refcount_table_offset = be64_make((uint64_t)1 << l->cluster_bits),
 		.refcount_table_clusters = be32_make((uint32_t)l->rt),
 	};
-	size_t len = QCOW2_V2_HEADER_BYTES;
+	size_t fixed = o->version >= 3 ? QCOW2_HEADER_BYTES : QCOW2_V2_HEADER_BYTES, len = fixed;
+	size_t name_bytes = o->backing_file ? strlen(o->backing_file) : 0;
+	uint8_t names[512] = {0};
+	size_t names_bytes;
 
+	len = encode_extension(out, len, QCOW2_EXT_BACKING_FORMAT, o->backing_file ? o->backing_format : NULL);
+	len = encode_extension(out, len, QCOW2_EXT_DATA_FILE, o->data_file);
 	if (o->version >= 3) {
-		h.compatible_features =
-			be64_make(o->lazy_refcounts ? QCOW2_COMPAT_LAZY_REFCOUNTS : 0);
-		h.incompatible_features = be64_make(o->extended_l2 ? QCOW2_INCOMPAT_EXTENDED_L2 : 0);
+		encode_features(&h, o);
 		h.refcount_order = be32_make(l->refcount_order);
 		h.header_length = be32_make(QCOW2_HEADER_BYTES);
-		len = QCOW2_HEADER_BYTES;
 	}
 	h.crypt_method = be32_make(o->luks ? QCOW2_CRYPT_LUKS : QCOW2_CRYPT_NONE);
 	if (o->luks)
 		len += encode_luks(out + len, l);
-	if (o->version >= 3)
-		len += encode_feature_names(out + len, o->luks);
-	assert(len + sizeof(struct qcow2_disk_extension) <= 512);
-	memcpy(out, &h, o->version >= 3 ? QCOW2_HEADER_BYTES : QCOW2_V2_HEADER_BYTES);
+	if (o->version >= 3) {
+		/* for people only: left out where there is no room */
+		names_bytes = encode_feature_names(names, o->luks);
+		if (len + names_bytes + sizeof(struct qcow2_disk_extension) + name_bytes <= l->cluster_bytes) {
+			memcpy(out + len, names, names_bytes);
+			len += names_bytes;
+		}
+	}
+	len += sizeof(struct qcow2_disk_extension); /* the end */
+	if (o->backing_file) {
+		h.backing_file_offset = be64_make(len);
+		h.backing_file_size = be32_make((uint32_t)name_bytes);
+		memcpy(out + len, o->backing_file, name_bytes);
+		len += name_bytes;
+	}
+	memcpy(out, &h, fixed);
+	return len;
+}
+
+static int check_names(const struct layout *l, const struct qcow2_create_options *o, struct error *err)
+{
+	static const char *const what[] = {"backing file", "backing file's format", "data file"};
+	const char *const names[] = {o->backing_file, o->backing_format, o->data_file};
+	const size_t max[] = {QCOW2_MAX_BACKING_NAME_BYTES, QCOW2_MAX_BACKING_FORMAT_BYTES,
+			      QCOW2_MAX_BACKING_NAME_BYTES};
+	uint8_t area[HEADER_AREA_MAX] = {0};
+
+	for (unsigned i = 0; i < ARRAY_LEN(names); i++) {
+		if (names[i] && (!names[i][0] || strlen(names[i]) > max[i]))
+			return error_set(err, -EINVAL, "the name of the %s is empty or longer than %zu bytes",
+					 what[i], max[i]);
+	}
+	if (encode_header(area, l, o) > l->cluster_bytes)
+		return error_set(err, -EINVAL, "clusters of %u bytes have no room for the names",
+				 l->cluster_bytes);
+	return 0;
 }
 
 /* ---- the whole ---- */
@@ -407,6 +498,8 @@ static int write_data(struct storage *st, const struct layout *l, enum qcow2_pre
 	uint64_t block = max_of(st->block_bytes, 512u);
 	int ret = 0;
 
+	if (l->data_file)
+		return 0;
 	/* Where clusters are smaller than blocks the stream's last block has zeroed the part
 	 * before. */
 	at = align_up(at, block);
@@ -428,11 +521,18 @@ static int write_image(struct storage *st, const struct layout *l,
 		       struct stream *s)
 {
 	void *block = malloc(l->cluster_bytes);
+	uint8_t area[HEADER_AREA_MAX] = {0};
+	be32_t magic = be32_make(QCOW2_MAGIC);
+	size_t header_len;
 	int ret;
 
 	if (!block)
 		return -ENOMEM;
-	stream_put(s, NULL, l->cluster_bytes); /* the header's place */
+	/* the header, but for its magic: what is beyond its first sector is in place before that is */
+	header_len = min_of(encode_header(area, l, o), (size_t)HEADER_AREA_MAX);
+	memset(area, 0, sizeof(be32_t));
+	stream_put(s, area, header_len);
+	stream_align(s, l->cluster_bytes);
 	put_refcount_table(s, l);
 	put_refcount_blocks(s, l, block);
 	put_tables(s, l, luks);
@@ -445,7 +545,7 @@ static int write_image(struct storage *st, const struct layout *l,
 		ret = storage_sync(st);
 	if (ret)
 		return ret;
-	encode_header(s->head, l, o);
+	memcpy(s->head, &magic, sizeof(magic));
 	ret = storage_pwrite(st, 0, s->head, max_of(st->block_bytes, 512u));
 	return ret ? ret : storage_sync(st);
 }
@@ -482,6 +582,8 @@ int qcow2_create(struct storage *st, const struct qcow2_create_options *opts, st
 	ret = check_options(&o, err);
 	if (!ret)
 		ret = layout_init(&l, &o, err);
+	if (!ret)
+		ret = check_names(&l, &o, err);
 	if (ret)
 		return ret;
 	/* It takes seconds, and may fail: before anything is changed. */

@@ -201,7 +201,7 @@ diff_data_option() {
 # diff_case QEMU-IMG-OPTIONS SIZE CLUSTER OPS MAXLEN [qcow2-io option...]
 # With OWN_CREATE set our image is made by our own create; with DIFF_CHAIN it has a backing chain; with
 # DIFF_COMPRESSED it starts full of compressed clusters; with DIFF_DATA_FILE (raw or yes) its data are in
-# another file; with NO_DISCARD nothing is discarded.
+# another file; with DIFF_SNAPSHOT an internal snapshot shares its clusters; with NO_DISCARD nothing is discarded.
 diff_case() {
 	local options=$1 size=$2 cluster=$3 ops=$4 max_len=$5 seed below shadow=zero
 	local kinds=${NO_DISCARD:+-D}
@@ -218,6 +218,7 @@ diff_case() {
 		# shellcheck disable=SC2086
 		create_qcow2 "$options$(diff_data_option twin)" $below "$diff_dir/twin.qcow2" "$size"
 	fi
+	[ -z "${DIFF_SNAPSHOT:-}" ] || qemu-img snapshot -c before "$diff_dir/twin.qcow2" || diff_fail "qemu-img snapshot"
 	if [ -n "${OWN_CREATE:-}" ]; then
 		"$PROGRAM" create ${DIFF_KEY:+--key-file "$DIFF_KEY"} -o "$options$(diff_data_option ours)" "$diff_dir/ours.qcow2" "$size" \
 			>"$diff_dir/out.create" 2>&1 ||

@@ -96,7 +96,8 @@ class QemuImg:
 def fio(name, w, seconds, size=0, direct=True, engine=("--ioengine=io_uring", "--registerfiles=1")):
     words = ["--name=bench", "--output-format=json", f"--bs={w.bs}", f"--iodepth={w.depth}",
              f"--direct={int(direct)}", "--invalidate=0", f"--numjobs={w.queues}", "--group_reporting", "--randrepeat=0",
-             "--norandommap", "--thread", "--clat_percentiles=0", "--lat_percentiles=1", *engine]
+             "--norandommap", "--thread", "--clat_percentiles=0", "--lat_percentiles=1",
+             "--fallocate=none", *engine]
     kind = {"read": "read", "write": "write", "mix": "rw"}[w.rw]
     words += [f"--rw={'rand' if w.random else ''}{kind}"]
     if w.depth > 1 and "io_uring" in engine[0]:

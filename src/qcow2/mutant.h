@@ -27,7 +27,6 @@ enum qcow2_mutant {
 	MUTANT_L1_SWITCH_UNSYNCED,  /* rule 3 */
 	MUTANT_UNLINK_BEFORE_SHRINK, /* the order of a shrink */
 	MUTANT_RECLAIM_IN_USE,	    /* rule 19 */
-	MUTANT_DATA_FILE_UNSYNCED,  /* rule 1 */
 	MUTANT_COUNT,
 };
 

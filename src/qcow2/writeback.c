@@ -165,9 +165,7 @@ static int sync_files(struct qcow2_image *img, bool data)
 	co_lock(&img->wb.sync_lock);
 	if (!img->wb.sync_failed || mutant(MUTANT_IGNORE_SYNC_ERROR)) {
 		img->wb.syncs++;
-		ret = data && image_has_data_file(img) && !mutant(MUTANT_DATA_FILE_UNSYNCED)
-			      ? storage_sync(img->data)
-			      : 0;
+		ret = data && image_has_data_file(img) ? storage_sync(img->data) : 0;
 		if (!ret)
 			ret = storage_sync(img->st);
 		if (ret)

@@ -31,7 +31,6 @@ static const char *const names[MUTANT_COUNT] = {
 	NAME(L1_SWITCH_UNSYNCED),
 	NAME(UNLINK_BEFORE_SHRINK),
 	NAME(RECLAIM_IN_USE),
-	NAME(DATA_FILE_UNSYNCED),
 };
 
 int mutant_count(void)

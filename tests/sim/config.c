@@ -124,7 +124,9 @@ void run_config_make(struct run_config *cfg, enum run_profile profile, uint64_t 
 		cfg->log_bytes = rng_chance(&r, 50) ? 128 * KiB : MiB;
 	cfg->device = profile != RUN_GROW && rng_chance(&r, 15);
 	cfg->block_bytes = SECTOR_BYTES;
-	if (cfg->create.cluster_bytes >= 4096 && rng_chance(&r, 40))
+	/* what is allocated has whole blocks: clusters, or 32 subclusters of one */
+	if (cfg->create.cluster_bytes >= (cfg->create.extended_l2 ? 32 * 4096u : 4096u) &&
+	    rng_chance(&r, 40))
 		cfg->block_bytes = 4096;
 	cfg->create.size_bytes = align_down(cfg->create.size_bytes, cfg->block_bytes);
 	cfg->max_sectors = align_up(cfg->max_sectors, cfg->block_bytes / SECTOR_BYTES);

@@ -279,7 +279,7 @@ static int target_choose(struct add *add, bool qcow2, struct error *err)
 
 static int image_prepare(struct add *add, struct error *err)
 {
-	bool qcow2, direct_works;
+	bool qcow2, direct_works, dirty, aes;
 	struct stat st;
 	int ret;
 
@@ -302,8 +302,12 @@ static int image_prepare(struct add *add, struct error *err)
 		cli_note(add->image, "its file system has no direct I/O: the page cache is used");
 		add->config.target_options.direct = false;
 	}
-	if (add->config.target == &target_qcow2 && !add->config.target_options.read_only &&
-	    image_is_dirty(add->path))
+	if (add->config.target != &target_qcow2)
+		return 0;
+	image_look(add->path, &dirty, &aes);
+	if (aes && add->config.target_options.read_only)
+		cli_note(add->image, "its encryption (AES) is not secure, and a wrong passphrase is not noticed");
+	if (dirty && !add->config.target_options.read_only)
 		cli_note(add->image, "it was not closed properly: its refcounts are repaired first");
 	return 0;
 }

@@ -58,18 +58,20 @@ int image_probe(const char *path, bool *qcow2, bool *direct_works, struct error 
 	return 0;
 }
 
-bool image_is_dirty(const char *path)
+void image_look(const char *path, bool *dirty, bool *aes)
 {
 	const struct storage_file_options options = {.read_only = true};
 	struct qcow2_info *info = calloc(1, sizeof(*info));
 	struct storage *st;
-	bool dirty = false;
 
+	*dirty = *aes = false;
 	/* What is wrong with it is said by who opens it. */
 	if (info && storage_file_open(&st, path, &options, NULL) == 0) {
-		dirty = qcow2_info(st, info, NULL) == 0 && info->dirty;
+		if (qcow2_info(st, info, NULL) == 0) {
+			*dirty = info->dirty;
+			*aes = info->encryption && strcmp(info->encryption, "aes") == 0;
+		}
 		storage_close(st);
 	}
 	free(info);
-	return dirty;
 }

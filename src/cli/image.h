@@ -19,7 +19,10 @@ int image_check(const char *path, struct stat *st, struct error *err) must_check
  */
 int image_probe(const char *path, bool *qcow2, bool *direct_works, struct error *err) must_check;
 
-/* Whether @path is a qcow2 image with the dirty bit: its refcounts are to be repaired. */
-bool image_is_dirty(const char *path);
+/*
+ * Whether @path is a qcow2 image with the dirty bit (its refcounts are to be repaired), and one that is
+ * encrypted by the old AES method.
+ */
+void image_look(const char *path, bool *dirty, bool *aes);
 
 #endif

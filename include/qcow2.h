@@ -45,6 +45,8 @@ struct qcow2_options {
 	bool discard_ignore;
 	/* Of writes whose payload is in memory: one in a registered buffer is not looked at. */
 	enum qcow2_detect_zeroes detect_zeroes;
+	/* Writes of full clusters that are not written in place are compressed, where they get smaller. */
+	bool compress;
 	/*
 	 * For operations on the image alone, such as on its snapshots, without queues: the files that the
 	 * image names are not opened, nor is a passphrase needed.

@@ -43,6 +43,7 @@ enum {
 	OPT_NO_PART_SCAN,
 	OPT_BACKING_DIR,
 	OPT_BACKING_ANY,
+	OPT_COMPRESS,
 	OPT_DISCARD,
 	OPT_DETECT_ZEROES,
 	OPT_BACKING_FORMAT,
@@ -65,6 +66,7 @@ static const struct option long_options[] = {
 	{"recovery", required_argument, NULL, OPT_RECOVERY},
 	{"data-path", required_argument, NULL, OPT_DATA_PATH},
 	{"writeback-delay", required_argument, NULL, OPT_WRITEBACK_DELAY},
+	{"compress", no_argument, NULL, OPT_COMPRESS},
 	{"discard", required_argument, NULL, OPT_DISCARD},
 	{"detect-zeroes", required_argument, NULL, OPT_DETECT_ZEROES},
 	{"backing-dir", required_argument, NULL, OPT_BACKING_DIR},
@@ -200,6 +202,9 @@ static int option_set(const struct cli_command *cmd, struct add *add, int option
 		o->writeback_delay_ms =
 			cli_number_arg(cmd, "--writeback-delay", value, 1, WRITEBACK_DELAY_MS_MAX);
 		break;
+	case OPT_COMPRESS:
+		o->compress = true;
+		break;
 	case OPT_DISCARD:
 		if (strcmp(value, "unmap") != 0 && strcmp(value, "ignore") != 0)
 			return cli_usage(cmd, "--discard is unmap or ignore, not '%s'", value);
@@ -250,6 +255,8 @@ static int options_check(const struct cli_command *cmd, const struct add *add)
 		return cli_usage(cmd, "no image given");
 	if (add->have_size)
 		return cli_usage(cmd, "--size is for --target null");
+	if (c->target == &target_loop && c->target_options.compress)
+		return cli_usage(cmd, "--compress is for --target qcow2");
 	if (c->target == &target_loop &&
 	    (c->target_options.discard_ignore || c->target_options.detect_zeroes))
 		return cli_usage(cmd, "--discard and --detect-zeroes are for --target qcow2");
@@ -411,6 +418,7 @@ const struct cli_command cli_command_add = {
 		"      --recovery POLICY    what a killed daemon means for the device (ublk, in the background):\n"
 		"                           reissue: another one goes on; fail: the same, and I/O fails until then;\n"
 		"                           off: it goes away (reissue)\n"
+		"      --compress           write full clusters that are new compressed: for filling an image\n"
 		"      --discard MODE       unmap: DISCARD gives clusters and the file's space back; ignore: neither\n"
 		"                           DISCARD nor zeros written do (unmap)\n"
 		"      --detect-zeroes MODE a write of zeros is: off: a write; on: a WRITE_ZEROES that keeps the\n"

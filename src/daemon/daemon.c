@@ -239,6 +239,7 @@ static int entry_fill(struct daemon *d, struct error *err)
 	snprintf(e->target, sizeof(e->target), "%s", d->config.target->name);
 	e->cache_size_bytes = o->cache_size_bytes;
 	e->writeback_delay_ms = o->writeback_delay_ms;
+	e->compress = o->compress;
 	e->discard_ignore = o->discard_ignore;
 	e->detect_zeroes = o->detect_zeroes;
 	e->size_bytes = o->size_bytes;

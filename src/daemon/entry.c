@@ -145,6 +145,7 @@ static char *file_text(const struct entry *e)
 	put(&o, "supervisor_ticks", json_integer((json_int_t)e->supervisor.start_ticks));
 	put(&o, "cache_size", json_integer((json_int_t)e->cache_size_bytes));
 	put(&o, "writeback_delay_ms", json_integer((json_int_t)e->writeback_delay_ms));
+	put(&o, "compress", json_boolean(e->compress));
 	put(&o, "discard_ignore", json_boolean(e->discard_ignore));
 	put(&o, "detect_zeroes", json_integer(e->detect_zeroes));
 	put(&o, "backing_any", json_boolean(e->backing_any));
@@ -328,6 +329,7 @@ static int entry_from_json(struct entry *e, const json_t *o)
 	}
 	e->cache_size_bytes = (uint64_t)cache_size;
 	e->writeback_delay_ms = (uint64_t)delay;
+	e->compress = json_is_true(json_object_get(o, "compress"));
 	e->discard_ignore = json_is_true(json_object_get(o, "discard_ignore"));
 	e->detect_zeroes = (unsigned)detect;
 	e->backing_any = json_is_true(json_object_get(o, "backing_any"));

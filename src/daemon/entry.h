@@ -55,6 +55,7 @@ struct entry {
 	bool direct;
 	bool recovery; /* the device outlives its daemon */
 	uint64_t cache_size_bytes, writeback_delay_ms; /* as asked for; 0: default */
+	bool compress;
 	bool discard_ignore;
 	unsigned detect_zeroes; /* enum qcow2_detect_zeroes */
 	/* where names in the image may lead (storage/names.h): folders one after the other, ended by "" */

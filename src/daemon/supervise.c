@@ -591,6 +591,7 @@ int supervise_config(struct daemon_config *config, const struct entry *e, struct
 				.snapshot = e->snapshot[0] ? e->snapshot : NULL,
 				.cache_size_bytes = e->cache_size_bytes,
 				.writeback_delay_ms = e->writeback_delay_ms,
+				.compress = e->compress,
 				.discard_ignore = e->discard_ignore,
 				.detect_zeroes = (enum qcow2_detect_zeroes)e->detect_zeroes,
 				.size_bytes = e->image[0] ? 0 : e->size_bytes,

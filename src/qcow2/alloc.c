@@ -144,8 +144,8 @@ static void slice_count_set(struct qcow2_image *img, struct slice *s, uint32_t i
 	slice_mark_dirty(&img->rc_cache, s, first, last - first);
 }
 
-/* Lowers one group's part of a run; returns how many clusters it was. */
-static uint64_t lower_in_group(struct qcow2_image *img, uint64_t hcluster, uint64_t count)
+/* Lowers one group's part of a run, with @logged in the log as well; returns how many clusters it was. */
+static uint64_t lower_in_group(struct qcow2_image *img, uint64_t hcluster, uint64_t count, bool logged)
 {
 	uint32_t index = slice_index(img, hcluster);
 	uint64_t n = min_of(count, group_entries(img) - index);
@@ -172,13 +172,16 @@ static uint64_t lower_in_group(struct qcow2_image *img, uint64_t hcluster, uint6
 				      (unsigned long long)((hcluster + i) << img->cluster_bits));
 			continue;
 		}
+		if (logged)
+			reclog_table(img, RECLOG_REFCOUNT, hcluster + i, value, value - 1);
 		slice_count_set(img, s, index + i, 1, value - 1);
-		freed |= value == 1;
-		if (value == 1) {
-			inflate_drop(img->inflate, img, hcluster + i); /* rule 4 */
-			/* it may have been a snapshot's table */
-			metaset_remove(&img->snapset, hcluster + i);
-		}
+		if (value > 1)
+			continue;
+		freed = true;
+		inflate_drop(img->inflate, img, hcluster + i); /* rule 4 */
+		pack_forget(img, hcluster + i, 1);
+		/* it may have been a snapshot's table */
+		metaset_remove(&img->snapset, hcluster + i);
 	}
 	if (freed)
 		group_mark(img, hcluster >> img->rc_slice_bits, true);
@@ -189,7 +192,7 @@ static uint64_t lower_in_group(struct qcow2_image *img, uint64_t hcluster, uint6
 void refcount_lower(struct qcow2_image *img, uint64_t hcluster, uint64_t count)
 {
 	while (count) {
-		uint64_t n = lower_in_group(img, hcluster, count);
+		uint64_t n = lower_in_group(img, hcluster, count, false);
 
 		hcluster += n;
 		count -= n;
@@ -223,6 +226,8 @@ void refcount_release(struct qcow2_image *img, uint64_t hcluster, uint64_t count
 		bool last;
 		uint64_t n = run_of_last_references(img, hcluster, count, &last);
 
+		if (last) /* before it is punched, and before anything suspends */
+			pack_forget(img, hcluster, n);
 		if (last && img->st->can_punch && !img->discard_ignore &&
 		    storage_punch(img->st, hcluster << img->cluster_bits, n << img->cluster_bits))
 			log_debug("%s: a hole was not punched", img->st->name);
@@ -285,6 +290,41 @@ int refcount_get(struct qcow2_image *img, uint64_t hcluster, uint64_t *value)
 	return 0;
 }
 
+int refcount_share(struct qcow2_image *img, uint64_t hcluster,
+		   bool (*still)(struct qcow2_image *img, uint64_t arg), uint64_t arg)
+{
+	uint32_t index = slice_index(img, hcluster);
+	struct slice *s;
+	uint64_t value;
+	int ret = refcount_slice_get(img, hcluster, &s);
+
+	if (ret || !s)
+		return ret ? ret : -EIO;
+	ret = slice_begin_change(&img->rc_cache, s);
+	value = slice_count_get(img, s, index);
+	if (!ret && (!still(img, arg) || !value))
+		ret = -EAGAIN;
+	if (!ret && value == img->refcount_max)
+		ret = -ERANGE;
+	if (!ret) {
+		if (!mutant(MUTANT_COUNTS_NOT_LOGGED))
+			reclog_table(img, RECLOG_REFCOUNT, hcluster, value, value + 1);
+		slice_count_set(img, s, index, 1, value + 1);
+	}
+	cache_put(&img->rc_cache, s);
+	return ret;
+}
+
+void refcount_undo(struct qcow2_image *img, uint64_t hcluster, uint64_t count)
+{
+	while (count) {
+		uint64_t n = lower_in_group(img, hcluster, count, true);
+
+		hcluster += n;
+		count -= n;
+	}
+}
+
 uint64_t refcount_read(struct qcow2_image *img, uint64_t hcluster)
 {
 	struct slice *s;
@@ -297,21 +337,33 @@ uint64_t refcount_read(struct qcow2_image *img, uint64_t hcluster)
 	return value;
 }
 
-int refcount_ensure(struct qcow2_image *img, uint64_t hcluster, uint64_t least)
+static int count_between(struct qcow2_image *img, uint64_t hcluster, uint64_t least, uint64_t most)
 {
 	uint32_t index = slice_index(img, hcluster);
 	struct slice *s;
+	uint64_t value;
 	int ret = refcount_slice_get(img, hcluster, &s);
 
 	if (ret || !s)
 		return ret ? ret : -ESTALE;
-	if (slice_count_get(img, s, index) < least) {
+	value = slice_count_get(img, s, index);
+	if (value < least || value > most) {
 		ret = slice_begin_change(&img->rc_cache, s);
 		if (!ret)
-			slice_count_set(img, s, index, 1, least);
+			slice_count_set(img, s, index, 1, value < least ? least : most);
 	}
 	cache_put(&img->rc_cache, s);
 	return ret;
+}
+
+int refcount_ensure(struct qcow2_image *img, uint64_t hcluster, uint64_t least)
+{
+	return count_between(img, hcluster, least, UINT64_MAX);
+}
+
+int refcount_assign(struct qcow2_image *img, uint64_t hcluster, uint64_t value)
+{
+	return count_between(img, hcluster, value, value);
 }
 
 void alloc_undo(struct qcow2_image *img, uint64_t hcluster, uint64_t count)

@@ -55,9 +55,22 @@ int refcount_raise(struct qcow2_image *img, uint64_t hcluster, uint64_t count,
 /* The count of a cluster; -EIO where it cannot be read. */
 int refcount_get(struct qcow2_image *img, uint64_t hcluster, uint64_t *value) must_check;
 
-/* For replay: the count of a cluster (0 where it cannot be read); raises it to @least. */
+/*
+ * Adds a reference to a cluster that has some, and logs it. @still(@arg) is asked at the last moment, from
+ * when on nothing suspends: -EAGAIN if it says no; -ERANGE if there cannot be more references.
+ */
+int refcount_share(struct qcow2_image *img, uint64_t hcluster,
+		   bool (*still)(struct qcow2_image *img, uint64_t arg), uint64_t arg) must_check;
+/* Takes back one reference to each of some clusters, and logs it: as alloc_undo() of ones that are shared. */
+void refcount_undo(struct qcow2_image *img, uint64_t hcluster, uint64_t count);
+
+/*
+ * For replay: the count of a cluster (0 where it cannot be read); raises it to @least; makes it @value, which
+ * may be less than what was left on disk of an earlier use.
+ */
 uint64_t refcount_read(struct qcow2_image *img, uint64_t hcluster);
 int refcount_ensure(struct qcow2_image *img, uint64_t hcluster, uint64_t least) must_check;
+int refcount_assign(struct qcow2_image *img, uint64_t hcluster, uint64_t value) must_check;
 
 /* Ends the search for free clusters in the background and waits for it. */
 void alloc_stop_scan(struct qcow2_image *img);

@@ -378,4 +378,13 @@ static inline uint64_t qcow2_compressed_bytes(uint64_t l2_entry, unsigned cluste
 	return sectors * 512 - (qcow2_compressed_host(l2_entry, cluster_bits) & 511);
 }
 
+/* The entry of a compressed cluster of @bytes at @hoff, which fits. */
+static inline uint64_t qcow2_compressed_entry(uint64_t hoff, uint32_t bytes, unsigned cluster_bits)
+{
+	uint64_t sectors = (hoff + bytes - 1) / 512 - hoff / 512;
+
+	assert(bytes && sectors < (uint64_t)1 << (cluster_bits - 8));
+	return QCOW2_COMPRESSED | sectors << qcow2_compressed_offset_bits(cluster_bits) | hoff;
+}
+
 #endif

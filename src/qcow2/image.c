@@ -421,6 +421,8 @@ static int make_parts(struct qcow2_image *img, const struct qcow2_options *opts,
 	if (writeback_init(img, opts->writeback_delay_ms) || frees_init(&img->frees))
 		return error_set(err, -ENOMEM, "no memory for writing metadata back");
 	ret = make_inflate(img, err);
+	if (!ret)
+		ret = pack_init(img, opts->compress, err);
 	return ret ? ret : alloc_init(img, err);
 }
 
@@ -539,6 +541,7 @@ static void image_free(struct qcow2_image *img)
 	free(img->scratch);
 	inflate_cache_destroy(img->inflate);
 	free(img->l2_scratch);
+	pack_destroy(img);
 	work_pool_destroy(img->workers);
 	crypto_destroy(img->crypto);
 	pthread_mutex_destroy(&img->queues_lock);

@@ -37,6 +37,7 @@
 #include "qcow2/locks.h"
 #include "qcow2/metaset.h"
 #include "qcow2/mutant.h"
+#include "qcow2/pack.h"
 #include "qcow2/reclaim.h"
 #include "qcow2/reclog.h"
 #include "qcow2/writeback.h"
@@ -146,6 +147,7 @@ struct qcow2_image {
 	bool scan_running;
 
 	struct frees frees;
+	struct pack pack;
 	struct reclog reclog;
 	struct reclaim reclaim;
 	struct writeback wb;
@@ -189,6 +191,10 @@ struct qcow2_queue {
 		unsigned length; /* requests that went on where one ended */
 	} streams[4];		 /* of reads that met compressed clusters: readahead.c */
 	unsigned stream_hand;
+
+	struct batch *batches; /* write_compressed.c */
+	struct list idle_batches;
+	struct co_waitq batch_wait;
 
 	/* copy on write: one cluster at a time */
 	struct co_mutex copy_lock;

@@ -29,6 +29,7 @@ struct slot {
 	enum slot_state state;
 	unsigned pins; /* readers that wait for it or copy from it */
 	int ret;       /* FAILED */
+	bool rubbish;  /* likewise: it was read, but cannot be inflated */
 	void *data;
 	struct list waiters;
 };
@@ -202,6 +203,7 @@ static struct fill *fill_get(struct inflate_cache *c, struct qcow2_image *layer,
 	s->entry = entry;
 	s->hcluster = hcluster;
 	s->state = SLOT_FILLING;
+	s->rubbish = false;
 	s->ret = 0;
 	list_add(bucket_of(c, hcluster), &s->hash);
 	f->slot = s;
@@ -238,6 +240,7 @@ static void fill_inflate(struct work *work)
 {
 	struct fill *f = container_of(work, struct fill, work);
 
+	f->slot->rubbish = true;
 	f->slot->ret = inflater_run(f->inf, (enum compression)f->layer->hdr.compression_type,
 				    f->raw + f->skip_bytes, f->data_bytes, f->slot->data,
 				    f->layer->cluster_bytes);
@@ -247,11 +250,6 @@ static void fill_inflated(struct work *work)
 {
 	struct fill *f = container_of(work, struct fill, work);
 
-	if (f->slot->ret)
-		image_corrupt(f->layer,
-			      "the compressed cluster at host offset %#llx cannot be inflated",
-			      (unsigned long long)qcow2_compressed_host(f->slot->entry,
-									f->layer->cluster_bits));
 	fill_done(f, f->slot->ret);
 }
 
@@ -316,6 +314,11 @@ int inflate_read(struct inflate_cache *c, struct qcow2_image *layer, uint64_t en
 		wait_on(c, &s->waiters);
 	ret = s->state == SLOT_FAILED ? s->ret : 0;
 	pthread_mutex_unlock(&c->lock);
+	/* Said by readers alone: what was read ahead may have been freed meanwhile. */
+	if (ret && s->rubbish)
+		image_corrupt(
+			layer, "the compressed cluster at host offset %#llx cannot be inflated",
+			(unsigned long long)qcow2_compressed_host(entry, layer->cluster_bits));
 	if (!ret)
 		memcpy(to, (uint8_t *)s->data + in_cluster, len_bytes);
 	pthread_mutex_lock(&c->lock);

@@ -27,6 +27,8 @@ enum qcow2_mutant {
 	MUTANT_L1_SWITCH_UNSYNCED,  /* rule 3 */
 	MUTANT_UNLINK_BEFORE_SHRINK, /* the order of a shrink */
 	MUTANT_RECLAIM_IN_USE,	    /* rule 19 */
+	MUTANT_COUNTS_NOT_LOGGED,   /* rule 14 */
+	MUTANT_PACK_UNSERIALISED,   /* rule 7 */
 	MUTANT_COUNT,
 };
 

@@ -192,6 +192,7 @@ uint64_t image_writes_done(struct qcow2_image *img)
 static void queue_free(struct qcow2_queue *q)
 {
 	bounce_pool_destroy(q->bounces);
+	batches_destroy(q);
 	free(q->copy_buf);
 	free(q);
 }
@@ -227,7 +228,8 @@ int qcow2_queue_create(struct qcow2_queue **out, struct qcow2_image *img, struct
 	co_waitq_init(&q->answered);
 	list_init(&q->held);
 	q->copy_buf = aligned_alloc(4096, max_of(img->cluster_bytes, 4096u));
-	if (!q->copy_buf || (img->crypto && !img->read_only && bounce_pool_create(&q->bounces)))
+	if (!q->copy_buf || batches_create(q) ||
+	    (img->crypto && !img->read_only && bounce_pool_create(&q->bounces)))
 		ret = error_set(err, -ENOMEM, "%s: no memory for a queue", img->st->name);
 	else if (loop != img->meta_loop)
 		ret = image_attach(img, loop, err);

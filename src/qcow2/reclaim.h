@@ -18,6 +18,7 @@
  *     that tables are read from disk while they change, nor in which order, nor what is cached.
  *  3. So what is counted at the end and has no bit was referred to by nothing at open, is not by anything
  *     durable (an open begins with a sync), and nobody uses it: it may be lowered at once (rule 4).
+ *     Counts that are too high for references that there are, as compressed clusters may leave them, stay.
  *  4. In doubt nothing is reclaimed: images with snapshots, bitmaps, a data file or anything broken, or
  *     that are too large for RECLAIM_MAX_BYTES of bits. `check --repair leaks` does those.
  *

@@ -259,7 +259,7 @@ int qcow2_log_sync_failed(void *log_base, uint64_t log_bytes, int error)
 
 /* ---- replay ---- */
 
-/* What the log says of one guest cluster. */
+/* What the log says of one guest cluster, or of one host cluster's count. */
 struct seen {
 	uint64_t gcluster; /* + 1; 0: empty */
 	struct map_entry final; /* the last value */
@@ -270,6 +270,16 @@ struct seen_map {
 	struct seen *slots;
 	uint64_t mask;
 };
+
+/* Room for @count of them. */
+static int seen_map_init(struct seen_map *m, uint64_t count)
+{
+	m->mask = 63;
+	while (m->mask < 2 * count)
+		m->mask = m->mask * 2 + 1;
+	m->slots = calloc(m->mask + 1, sizeof(*m->slots));
+	return m->slots ? 0 : -ENOMEM;
+}
 
 static struct seen *seen_find(struct seen_map *m, uint64_t gcluster)
 {
@@ -298,7 +308,8 @@ static int record_check(const struct qcow2_image *img, const struct reclog_recor
 		hcluster = (r->value & QCOW2_L1_OFFSET_MASK) >> img->cluster_bits;
 	else if (r->type == RECLOG_RT)
 		hcluster = (r->value & QCOW2_RT_OFFSET_MASK) >> img->cluster_bits;
-	if (!r->count || hcluster + max_of((uint64_t)r->count, clusters) > img->hclusters_max)
+	if (r->type != RECLOG_REFCOUNT &&
+	    (!r->count || hcluster + max_of((uint64_t)r->count, clusters) > img->hclusters_max))
 		return -EINVAL;
 	switch (r->type) {
 	case RECLOG_L2:
@@ -307,6 +318,10 @@ static int record_check(const struct qcow2_image *img, const struct reclog_recor
 		return r->index < img->l1.entries && r->count == 1 && hcluster ? 0 : -EINVAL;
 	case RECLOG_RT:
 		return r->index < img->rt.entries && r->count == 1 ? 0 : -EINVAL;
+	case RECLOG_REFCOUNT:
+		return r->index < img->hclusters_max && r->count == 1 && r->value <= img->refcount_max
+			       ? 0
+			       : -EINVAL;
 	default:
 		return -EINVAL;
 	}
@@ -324,6 +339,15 @@ static bool same_entry(uint64_t now, uint64_t value)
 static bool same_but_copied(struct map_entry now, struct map_entry value)
 {
 	return same_entry(now.word, value.word) && now.bitmap == value.bitmap;
+}
+
+/*
+ * A cluster that was linked has a reference; and if it is exclusive no other one, whatever the disk has of
+ * the time before it was freed and given out again: lowered counts may not have got there.
+ */
+static int count_linked(struct qcow2_image *img, uint64_t hcluster, bool exclusive)
+{
+	return exclusive ? refcount_assign(img, hcluster, 1) : refcount_ensure(img, hcluster, 1);
 }
 
 /* Tables first: L2 entries of a new table need it. */
@@ -345,7 +369,8 @@ static int replay_table(struct qcow2_image *img, const struct reclog_record *r)
 	}
 	if (now != r->value)
 		table_set(t, img, r->index, r->value);
-	return r->value ? refcount_ensure(img, hcluster, 1) : 0;
+	return r->value ? count_linked(img, hcluster, r->type == RECLOG_L1 && r->value & QCOW2_COPIED)
+			: 0;
 }
 
 /* Entry @i of an L2 record; an extended one's bitmap is in the record after it. */
@@ -401,7 +426,7 @@ static int apply_l2(struct qcow2_image *img, struct seen_map *m)
 		if (!seen->matched)
 			return -ESTALE;
 		while (!ret && clusters)
-			ret = refcount_ensure(img, host + --clusters, 1);
+			ret = count_linked(img, host + --clusters, seen->final.word & QCOW2_COPIED);
 		if (!ret)
 			ret = map_slice_get(img, g, &s);
 		if (!ret && !s)
@@ -466,15 +491,46 @@ static void free_unlinked(struct qcow2_image *img, struct seen_map *m, uint64_t 
 	}
 }
 
-static int replay_records(struct qcow2_image *img, struct seen_map *m, uint64_t from, uint64_t to)
+/*
+ * The counts of shared clusters: the last that the log has of each is what its references need. Of one that
+ * was lowered to nothing the log says nothing more.
+ */
+static int replay_counts(struct qcow2_image *img, struct seen_map *counts, uint64_t from, uint64_t to)
 {
 	int ret = 0;
 
-	/* the refcount table before what is counted by it, L1 before L2 */
-	for (unsigned type = RECLOG_RT; !ret && type >= RECLOG_L1; type--)
+	for (uint64_t p = from; p < to; p++) {
+		const struct reclog_record *r = record_at(&img->reclog, p);
+		struct seen *seen;
+
+		if (r->type != RECLOG_REFCOUNT)
+			continue;
+		seen = seen_find(counts, r->index);
+		seen->gcluster = r->index + 1;
+		seen->final.word = r->value;
+	}
+	for (uint64_t i = 0; !ret && i <= counts->mask; i++) {
+		const struct seen *seen = &counts->slots[i];
+
+		if (seen->gcluster && seen->final.word)
+			ret = refcount_assign(img, seen->gcluster - 1, seen->final.word);
+	}
+	return ret;
+}
+
+static int replay_records(struct qcow2_image *img, struct seen_map *m, struct seen_map *counts,
+			  uint64_t from, uint64_t to)
+{
+	int ret = 0;
+
+	/* the refcount table before what is counted by it, counts before what links exclusively, L1 before L2 */
+	for (unsigned type = RECLOG_RT; !ret && type >= RECLOG_L1; type--) {
 		for (uint64_t p = from; !ret && p < to; p++)
 			if (record_at(&img->reclog, p)->type == type)
 				ret = replay_table(img, record_at(&img->reclog, p));
+		if (!ret && type == RECLOG_RT)
+			ret = replay_counts(img, counts, from, to);
+	}
 	for (uint64_t p = from; !ret && p < to; p++)
 		if (record_at(&img->reclog, p)->type == RECLOG_L2)
 			ret = note_l2(img, m, p);
@@ -484,26 +540,28 @@ static int replay_records(struct qcow2_image *img, struct seen_map *m, uint64_t 
 int reclog_replay(struct qcow2_image *img, struct error *err)
 {
 	struct reclog *log = &img->reclog;
-	uint64_t to = log->head, from = atomic_load(&log->header->tail), clusters = 0;
-	struct seen_map m = {.mask = 63};
+	uint64_t to = log->head, from = atomic_load(&log->header->tail), clusters = 0, counted = 0;
+	struct seen_map m = {0}, counts = {0};
 	int ret = 0, sync_failed;
 
 	for (uint64_t p = from; !ret && p < to; p++) {
 		ret = record_check(img, record_at(log, p), p + 1 < to ? record_at(log, p + 1) : NULL);
 		clusters += record_at(log, p)->type == RECLOG_L2 ? record_at(log, p)->count : 0;
+		counted += record_at(log, p)->type == RECLOG_REFCOUNT;
 	}
 	if (ret)
 		return error_set(err, ret, "the recovery log is damaged: it is not applied");
-	while (m.mask < 2 * clusters)
-		m.mask = m.mask * 2 + 1;
-	m.slots = calloc(m.mask + 1, sizeof(*m.slots));
-	if (!m.slots)
+	if (seen_map_init(&m, clusters) || seen_map_init(&counts, counted)) {
+		free(m.slots);
+		free(counts.slots);
 		return error_set(err, -ENOMEM, "no memory to replay the recovery log");
+	}
 	log->replaying = true;
 	/* Rule 6 goes on: nothing becomes durable, and the log keeps what it has. */
 	sync_failed = -(int)atomic_load(&log->header->sync_failed);
 	img->wb.sync_failed = sync_failed;
-	ret = replay_records(img, &m, from, to);
+	ret = replay_records(img, &m, &counts, from, to);
+	free(counts.slots);
 	if (!ret && !sync_failed)
 		ret = writeback_run(img);
 	log->replaying = false;

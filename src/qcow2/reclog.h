@@ -35,12 +35,18 @@ struct map_entry;
 struct qcow2_image;
 
 /* RECLOG_BITMAP: the second word of an extended L2 entry; follows its RECLOG_L2, published with it. */
-enum reclog_type { RECLOG_L2 = 1, RECLOG_L1 = 2, RECLOG_RT = 3, RECLOG_BITMAP = 4 };
+enum reclog_type {
+	RECLOG_L2 = 1,
+	RECLOG_L1 = 2,
+	RECLOG_RT = 3,
+	RECLOG_BITMAP = 4,
+	RECLOG_REFCOUNT = 5,
+};
 
 struct reclog_record {
 	uint32_t type;
 	uint32_t count;	 /* L2: entries from @index on */
-	uint64_t index;	 /* guest cluster, or the table's index */
+	uint64_t index;	 /* guest cluster, the table's index, or host cluster */
 	uint64_t value;	 /* of the first; where it has a host offset the next ones are adjacent */
 	uint64_t old;	 /* likewise */
 };

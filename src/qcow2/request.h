@@ -125,6 +125,20 @@ void crypt_write_done(struct part *part);
 /* READ, at a compressed cluster that ends at @from: starts to inflate what follows. */
 void readahead(struct request *r, uint64_t from);
 
+/*
+ * The parts of write_range() that are not written in place: as they are, or with full clusters compressed.
+ * No other part of @r is in flight.
+ */
+int write_plain(struct request *r, uint64_t goff, uint64_t len_bytes,
+		const struct payload *payload);
+int write_compressed(struct request *r, uint64_t goff, uint64_t len_bytes,
+		     const struct payload *payload);
+
+/* A queue's buffers for compressing; QUEUE_BATCHES requests at once, others wait. */
+#define QUEUE_BATCHES 2
+int batches_create(struct qcow2_queue *q) must_check;
+void batches_destroy(struct qcow2_queue *q); /* also of a zeroed queue */
+
 /* The image's own map: map_peek(), or where that says -EAGAIN map_lookup() on the metadata loop. */
 int request_map(struct request *r, uint64_t goff, uint64_t max_bytes, struct map_extent *ext);
 /* What a read finds there: the same, and the backing chain where the image has nothing. */

@@ -593,9 +593,15 @@ int write_range(struct request *r, uint64_t goff, uint64_t len_bytes, const stru
 	io_ret = parts_wait(r);
 	epoch_exit(r->q, epoch);
 	ret = ret ? ret : io_ret;
-	if (!ret && first < last)
-		ret = write_allocating(r, first, last, payload);
-	return ret;
+	if (ret || first >= last)
+		return ret;
+	return r->q->img->pack.on ? write_compressed(r, first, last - first, payload)
+				  : write_allocating(r, first, last, payload);
+}
+
+int write_plain(struct request *r, uint64_t goff, uint64_t len_bytes, const struct payload *payload)
+{
+	return write_allocating(r, goff, goff + len_bytes, payload);
 }
 
 int request_write(struct request *r)

@@ -17,7 +17,6 @@
 #include "qcow2/request.h"
 
 #define UNMAP_BATCH 256
-#define UNMAP_FREES (UNMAP_BATCH * MAP_ENTRY_HCLUSTERS_MAX + 1) /* and a table that was shared */
 
 struct unmap {
 	struct qcow2_image *img;
@@ -138,7 +137,8 @@ static int unmap_on_meta(void *arg)
 	while (g < u->end_gcluster) {
 		uint64_t end = min_of(u->end_gcluster, align_down(g, per_slice) + per_slice);
 		struct cluster_lock lock;
-		unsigned reserved = UNMAP_FREES;
+		uint64_t records;
+		unsigned reserved;
 		int batch_ret;
 
 		if (!table_get(&img->l1, g >> img->l2_bits) && !backed(img, g)) {
@@ -150,10 +150,12 @@ static int unmap_on_meta(void *arg)
 			continue;
 		}
 		end = min_of(end, g + UNMAP_BATCH);
+		reserved = (unsigned)(end - g) * MAP_ENTRY_HCLUSTERS_MAX + 1; /* a table that was shared */
+		records = reclog_need(img, end - g);
 		batch_ret = frees_reserve(img, reserved);
 		if (batch_ret)
 			return batch_ret;
-		batch_ret = reclog_reserve(img, reclog_need(img, UNMAP_BATCH));
+		batch_ret = reclog_reserve(img, records);
 		if (batch_ret) {
 			frees_unreserve(img, reserved);
 			return batch_ret;
@@ -163,7 +165,7 @@ static int unmap_on_meta(void *arg)
 		batch_ret = unmap_in_slice(u, g, end, &reserved);
 		cluster_unlock(&img->locks, &lock);
 		frees_unreserve(img, reserved);
-		reclog_unreserve(img, reclog_need(img, UNMAP_BATCH));
+		reclog_unreserve(img, records);
 		ret = ret ? ret : batch_ret;
 		g = end;
 	}

@@ -66,6 +66,7 @@ static int open_image(struct qcow2_target *qt, struct storage **st, const struct
 		.cache_size_bytes = opts->cache_size_bytes,
 		.writeback_delay_ms = opts->writeback_delay_ms,
 		.max_inflight = opts->queues * opts->depth,
+		.compress = opts->compress,
 		.discard_ignore = opts->discard_ignore,
 		.detect_zeroes = opts->detect_zeroes,
 		.image_path = opts->path,

@@ -54,6 +54,7 @@ struct target_options {
 	uint64_t cache_size_bytes; /* 0: the target's default */
 	uint64_t writeback_delay_ms; /* of dirty metadata; 0: the target's default */
 	uint64_t size_bytes;	   /* null: device size; 0: default */
+	bool compress;	   /* full clusters that are new are written compressed */
 	bool discard_ignore;		  /* no DISCARD, and no holes in the image */
 	enum qcow2_detect_zeroes detect_zeroes;
 	const struct names_policy *names; /* for files that the image names; NULL: the default */

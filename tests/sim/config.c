@@ -112,6 +112,7 @@ void run_config_make(struct run_config *cfg, enum run_profile profile, uint64_t 
 {
 	static const uint64_t delays_ms[] = {0, 1, 20, 1000};
 	struct rng r = rng_make(seed, profile, 0xc0f);
+	struct qcow2_create_options *c = &cfg->create;
 
 	*cfg = (struct run_config){.profile = profile, .seed = seed};
 	image_shape(cfg, &r);
@@ -132,6 +133,9 @@ void run_config_make(struct run_config *cfg, enum run_profile profile, uint64_t 
 	cfg->max_sectors = align_up(cfg->max_sectors, cfg->block_bytes / SECTOR_BYTES);
 	cfg->max_sectors = min_of(cfg->max_sectors, cfg->create.size_bytes / SECTOR_BYTES);
 	cfg->reissue_percent = rng_chance(&r, 70) ? 100 : rng_range(&r, 0, 100);
+	cfg->open.compress = rng_chance(&r, 25);
+	if (c->version >= 3)
+		c->zstd = rng_chance(&r, 50);
 	cfg->open.max_inflight = cfg->queues * cfg->depth;
 	if (rng_chance(&r, 30) && cfg->create.preallocation == QCOW2_PREALLOC_OFF)
 		cfg->below_seed = 1 + rng_below(&r, 1000000);
@@ -167,6 +171,8 @@ void run_config_print(const struct run_config *cfg)
 	       run_profile_names[cfg->profile], cfg->seed, c->version, c->cluster_bytes,
 	       c->refcount_bits, c->size_bytes, c->preallocation,
 	       c->extended_l2 ? ", extended L2" : "", cfg->below_seed ? ", a backing file" : "");
+	if (cfg->open.compress)
+		printf("  writes are compressed, %s\n", c->zstd ? "zstd" : "zlib");
 	printf("  on a %s with blocks of %u\n", cfg->device ? "block device" : "file",
 	       cfg->block_bytes);
 	if (cfg->resize_bytes)

@@ -20,7 +20,7 @@
 #define L2_RESERVED 0x3f000000000001feull
 
 const char *const judge_kind_names[JUDGE_KINDS] = {
-	"free", "header", "refcount table", "refcount block", "L1", "L2", "data",
+	"free", "header", "refcount table", "refcount block", "L1", "L2", "data", "compressed",
 };
 
 __attribute__((format(printf, 2, 3))) static void corrupt(struct judge *j, const char *fmt, ...)
@@ -76,7 +76,7 @@ static bool count(struct judge *j, uint64_t offset, uint64_t bytes, enum judge_k
 	for (uint64_t c = offset >> j->cluster_bits; c << j->cluster_bits < offset + bytes; c++) {
 		if (c >= j->refs.n)
 			return false;
-		if (j->refs.at[c]++)
+		if (j->refs.at[c]++ && (kind != JUDGE_COMPRESSED || j->kinds.at[c] != kind))
 			corrupt(j, "cluster %#" PRIx64 " is both %s and %s (from %#" PRIx64 ")",
 				c << j->cluster_bits, judge_kind_names[j->kinds.at[c]],
 				judge_kind_names[kind], from);
@@ -106,6 +106,19 @@ static uint64_t entry_bytes(const struct judge *j)
 	return j->extended ? 16 : 8;
 }
 
+/* Each host cluster that it touches has one reference for it, and may have more for others. */
+static void walk_compressed(struct judge *j, uint64_t at, uint64_t entry)
+{
+	unsigned offset_bits = 62 - (j->cluster_bits - 8);
+	uint64_t offset = entry & (((uint64_t)1 << offset_bits) - 1);
+	uint64_t sectors = (entry & ~(COMPRESSED | COPIED)) >> offset_bits;
+
+	if (entry & COPIED)
+		corrupt(j, "L2 entry at %#" PRIx64 " is compressed and COPIED: %#" PRIx64, at, entry);
+	else
+		count(j, offset, (sectors + 1) * 512 - offset % 512, JUDGE_COMPRESSED, at);
+}
+
 static void walk_l2(struct judge *j, uint64_t l2_offset)
 {
 	uint64_t cluster = (uint64_t)1 << j->cluster_bits;
@@ -116,13 +129,14 @@ static void walk_l2(struct judge *j, uint64_t l2_offset)
 		uint64_t bitmap = j->extended ? be64_at(j->map, at + 8) : 0;
 
 		if (bitmap & bitmap >> 32 & 0xffffffff || (bitmap & 0xffffffff && !offset) ||
-		    (j->extended && entry & ZERO))
+		    (j->extended && entry & ZERO && !(entry & COMPRESSED)) ||
+		    (bitmap && entry & COMPRESSED))
 			corrupt(j, "L2 entry at %#" PRIx64 " is %#" PRIx64 " with bitmap %#" PRIx64, at,
 				entry, bitmap);
 		if (!entry)
 			continue;
 		if (entry & COMPRESSED)
-			corrupt(j, "L2 entry at %#" PRIx64 " is compressed: %#" PRIx64, at, entry);
+			walk_compressed(j, at, entry);
 		else if (entry & L2_RESERVED || (j->version < 3 && entry & ZERO))
 			corrupt(j, "L2 entry at %#" PRIx64 " has reserved bits: %#" PRIx64, at,
 				entry);
@@ -195,7 +209,7 @@ static void copied(struct judge *j, uint64_t rt_offset, uint64_t at, const char 
 	uint64_t offset = entry & OFFSET_MASK;
 	uint64_t stored;
 
-	if (!offset)
+	if (!offset || entry & COMPRESSED)
 		return;
 	stored = refcount_at(j, rt_offset, offset >> j->cluster_bits);
 	if ((stored == 1) != !!(entry & COPIED))
@@ -234,7 +248,7 @@ static bool read_header(struct judge *j)
 	incompatible = j->version == 3 ? be64_at(m, 72) : 0;
 	j->dirty = incompatible & 1;
 	j->extended = incompatible & 16;
-	if (j->refcount_order > 6 || incompatible & ~17ull || be_at(m, 60, 4)) {
+	if (j->refcount_order > 6 || incompatible & ~25ull || be_at(m, 60, 4)) {
 		corrupt(j, "the header has features that no workload makes");
 		return false;
 	}

@@ -3,7 +3,7 @@
  * judge.h: a small checker of qcow2 structure for the simulation, independent of the engine's: it
  * shares no code with src/qcow2, works on a map in memory, and takes microseconds. Its verdict is
  * that of `qemu-img check`: corruption is what qemu-img calls an error, a leak what it calls a
- * leak. Plain images only (no snapshots, compression, extended L2, bitmaps, encryption); a feature
+ * leak. Plain images only (no snapshots, extended L2, bitmaps, encryption); a feature
  * that it does not know is a corruption here, as no workload makes one.
  */
 #ifndef SIM_JUDGE_H
@@ -20,6 +20,7 @@ enum judge_kind {
 	JUDGE_L1,
 	JUDGE_L2,
 	JUDGE_DATA,
+	JUDGE_COMPRESSED,
 	JUDGE_KINDS,
 };
 

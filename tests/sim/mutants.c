@@ -31,6 +31,8 @@ static const char *const names[MUTANT_COUNT] = {
 	NAME(L1_SWITCH_UNSYNCED),
 	NAME(UNLINK_BEFORE_SHRINK),
 	NAME(RECLAIM_IN_USE),
+	NAME(COUNTS_NOT_LOGGED),
+	NAME(PACK_UNSERIALISED),
 };
 
 int mutant_count(void)

@@ -332,7 +332,8 @@ static bool verify_deep(struct verifier *v, struct run *r, struct simview *view,
 		return false;
 	if (!judge_ok(v, view, "after writing to it, ", text, len))
 		return false;
-	if (v->judge.leaks) {
+	/* Of a host cluster that compressed ones share, a count too high by some is not looked for. */
+	if (v->judge.leaks && !r->cfg.open.compress) {
 		snprintf(text, len, "%" PRIu64 " leaks were not reclaimed", v->judge.leaks);
 		return false;
 	}

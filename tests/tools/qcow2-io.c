@@ -568,6 +568,7 @@ static const char usage_text[] =
 	"  -q, --queues N       -d, --depth N          -C, --cache-size BYTES\n"
 	"  -w, --writeback-delay MS                    -i, --ignore-discard\n"
 	"  -z, --detect-zeroes 0|1|2                   off, on, unmap\n"
+	"  -Z, --compress       full clusters are written compressed\n"
 	"  -l, --log FILE       the recovery log       -R, --recover   from the log\n"
 	"  -s, --snapshot NAME  the disk as it was then, read-only\n"
 	"  -k, --key-file FILE  the passphrase of an encrypted image\n"
@@ -598,6 +599,7 @@ static const struct option long_options[] = {
 	{"writeback-delay", required_argument, NULL, 'w'},
 	{"ignore-discard", no_argument, NULL, 'i'},
 	{"detect-zeroes", required_argument, NULL, 'z'},
+	{"compress", no_argument, NULL, 'Z'},
 	{"shadow", required_argument, NULL, 'S'},
 	{"log", required_argument, NULL, 'l'},
 	{"recover", no_argument, NULL, 'R'},
@@ -614,7 +616,7 @@ static int parse_options(struct io *io, int argc, char **argv, char **lines, uns
 	uint64_t value = 0;
 	int opt;
 
-	while ((opt = getopt_long(argc, argv, "rtnRiq:d:C:w:z:S:l:c:k:hs:", long_options, NULL)) != -1) {
+	while ((opt = getopt_long(argc, argv, "rtnRiZq:d:C:w:z:S:l:c:k:hs:", long_options, NULL)) != -1) {
 		if (strchr("qdCwz", opt) && parse_size(optarg, &value) < 0)
 			return -EINVAL;
 		switch (opt) {
@@ -625,6 +627,7 @@ static int parse_options(struct io *io, int argc, char **argv, char **lines, uns
 		case 'd': io->opts.depth = value; break;
 		case 'C': io->opts.cache_size_bytes = value; break;
 		case 'w': io->opts.writeback_delay_ms = value; break;
+		case 'Z': io->opts.compress = true; break;
 		case 'i': io->opts.discard_ignore = true; break;
 		case 'z': io->opts.detect_zeroes = value; break;
 		case 'S': io->shadow_path = optarg; break;

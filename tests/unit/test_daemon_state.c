@@ -78,6 +78,7 @@ static void entry_make(struct entry *e)
 	e->started = 1234567890123;
 	e->recovery = true;
 	e->backing_any = true;
+	e->compress = true;
 	e->discard_ignore = true;
 	e->detect_zeroes = 2;
 	strcpy(e->backing_format, "raw");

@@ -359,6 +359,7 @@ static int open_image(struct rig *rig, const char *path, const struct rig_option
 		.writeback_delay_ms = opts->writeback_delay_ms,
 		.no_lock = opts->no_lock,
 		.discard_ignore = opts->discard_ignore,
+		.compress = opts->compress,
 		.detect_zeroes = (enum qcow2_detect_zeroes)opts->detect_zeroes,
 		.claim_timeout_ms = RIG_CLAIM_MS,
 		.log_identity = RIG_IDENTITY,

@@ -27,6 +27,7 @@ struct rig_options {
 	uint64_t cache_size_bytes;
 	uint64_t writeback_delay_ms;
 	bool discard_ignore;
+	bool compress;
 	unsigned detect_zeroes; /* enum qcow2_detect_zeroes */
 	const char *snapshot; /* read-only: the disk as it was then; NULL: as it is */
 	const char *log_path; /* a file that is the recovery log; NULL: none */

@@ -29,6 +29,8 @@ enum qcow2_mutant {
 	MUTANT_RECLAIM_IN_USE,	    /* rule 19 */
 	MUTANT_COUNTS_NOT_LOGGED,   /* rule 14 */
 	MUTANT_PACK_UNSERIALISED,   /* rule 7 */
+	MUTANT_SNAPSHOT_WITHOUT_DRAIN, /* rule 10 */
+	MUTANT_SNAPSHOT_RAISE_FIRST,   /* rule 10 */
 	MUTANT_COUNT,
 };
 

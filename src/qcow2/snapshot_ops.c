@@ -44,6 +44,7 @@
 #include "base/log.h"
 #include "qcow2/alloc.h"
 #include "qcow2/image.h"
+#include "qcow2/reclaim.h"
 #include "qcow2/snapshot.h"
 
 struct operation {
@@ -93,6 +94,12 @@ static int barrier_begin(struct operation *op, enum hold what)
 	int ret;
 
 	co_lock(&img->barrier);
+	/* its data has no refcounts (qcow2: "External data file") */
+	if (img->hdr.incompatible & QCOW2_INCOMPAT_DATA_FILE)
+		return error_set(op->err, -ENOTSUP,
+				 "%s: an image with an external data file cannot have internal snapshots",
+				 img->st->name);
+	reclaim_end(img); /* it knows nothing of snapshots */
 	ret = img->read_only ? -EROFS : image_first_write(img);
 	if (ret)
 		return error_set(op->err, ret, "%s: %s", img->st->name, strerror(-ret));
@@ -301,10 +308,6 @@ static int create_check(struct operation *op, const char *name)
 	if (!len || len > QCOW2_SNAPSHOT_NAME_MAX)
 		return error_set(op->err, -EINVAL, "a snapshot's name has 1 to %d bytes",
 				 QCOW2_SNAPSHOT_NAME_MAX);
-	if (img->hdr.incompatible & QCOW2_INCOMPAT_DATA_FILE)
-		return error_set(op->err, -ENOTSUP,
-				 "%s: an image with an external data file cannot have internal snapshots",
-				 img->st->name);
 	for (uint32_t i = 0; i < op->list.count; i++)
 		if (!strcmp(op->list.v[i].name, name))
 			return error_set(op->err, -EEXIST, "%s: has a snapshot \"%s\" already",
@@ -321,7 +324,7 @@ static int create_make(struct operation *op, const char *name)
 	if (ret)
 		return error_set(op->err, ret, "%s: cannot read L2 tables: %s", img->st->name,
 				 strerror(-ret));
-	ret = pass(op);
+	ret = mutant(MUTANT_SNAPSHOT_RAISE_FIRST) ? 0 : pass(op);
 	if (!ret)
 		ret = snapshot_refs_raise(&op->refs, op->err);
 	if (!ret)

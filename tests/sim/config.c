@@ -162,6 +162,15 @@ void run_config_resize(struct run_config *cfg)
 	cfg->resize_bytes = size == old ? 0 : size;
 }
 
+void run_config_snapshots(struct run_config *cfg)
+{
+	struct rng r = rng_make(cfg->seed, cfg->profile, 0x54a9);
+
+	/* a second run begins with this one's disk on other seeds, and those with 1 are resized */
+	if (cfg->seed % 3 == 2 && !cfg->open.compress)
+		cfg->snapshots = rng_range(&r, 1, cfg->profile == RUN_TINY ? 2 : 6);
+}
+
 void run_config_print(const struct run_config *cfg)
 {
 	const struct qcow2_create_options *c = &cfg->create;
@@ -175,6 +184,8 @@ void run_config_print(const struct run_config *cfg)
 		printf("  writes are compressed, %s\n", c->zstd ? "zstd" : "zlib");
 	printf("  on a %s with blocks of %u\n", cfg->device ? "block device" : "file",
 	       cfg->block_bytes);
+	if (cfg->snapshots)
+		printf("  %u operations on snapshots\n", cfg->snapshots);
 	if (cfg->resize_bytes)
 		printf("  resized to %" PRIu64 "\n", cfg->resize_bytes);
 	printf("  cache %" PRIu64 ", write-back %" PRIu64

@@ -120,9 +120,21 @@ void guest_done(struct guest *g, uint32_t number, int ret, uint64_t time)
 	g->ops.at[number].failed = ret != 0;
 }
 
-static uint32_t op_value(const struct guest *g, uint32_t number)
+uint32_t guest_apply(struct guest *g, const uint32_t *values, uint64_t time)
 {
-	return g->ops.at[number].op == BLK_WRITE ? number : 0;
+	uint32_t number = guest_submit(g, BLK_WRITE, BLK_FUA, 0, g->sectors, time);
+
+	g->ops.at[number].values = values;
+	return number;
+}
+
+static uint32_t op_value(const struct guest *g, uint32_t number, uint64_t sector)
+{
+	const struct guest_op *op = &g->ops.at[number];
+
+	if (op->values)
+		return op->values[sector];
+	return op->op == BLK_WRITE ? number : 0;
 }
 
 void guest_continue(struct guest *g, const uint32_t *values, uint32_t next_number)
@@ -209,7 +221,7 @@ static bool check_read_sector(struct guest *g, const struct guest_op *read, uint
 	for (size_t i = 0; i < sec->refs.n; i++) {
 		struct guest_ref *r = &sec->refs.at[i];
 
-		if (op_value(g, r->op) != value || live_replaced(g, sec, r, read->submit))
+		if (op_value(g, r->op, sector) != value || live_replaced(g, sec, r, read->submit))
 			continue;
 		matches++;
 		found = r;
@@ -306,7 +318,7 @@ void guest_crash_at(struct guest *g, uint64_t time)
 
 			if (g->ops.at[r->op].submit < time &&
 			    !crash_replaced(g, sec, r, time, flushed))
-				vec_push(&g->allowed.values, op_value(g, r->op));
+				vec_push(&g->allowed.values, op_value(g, r->op, s));
 		}
 		assert(g->allowed.values.n > g->allowed.first[s]);
 	}

@@ -29,6 +29,7 @@
 struct guest_op {
 	enum blk_op op;
 	bool fua, nounmap, failed;
+	const uint32_t *values; /* it wrote these, of other ops; NULL: its own */
 	uint64_t sector, sectors;
 	uint64_t submit, done; /* SIM_NEVER: not yet */
 };
@@ -80,6 +81,8 @@ bool guest_size_allowed(const struct guest *g, uint64_t sectors);
 /* Registers a request; for a write, its number stamps the data. */
 uint32_t guest_submit(struct guest *g, enum blk_op op, unsigned flags, uint64_t sector,
 		      uint64_t sectors, uint64_t time);
+/* The whole disk goes back to @values, durably: as guest_submit(). */
+uint32_t guest_apply(struct guest *g, const uint32_t *values, uint64_t time);
 void guest_done(struct guest *g, uint32_t number, int ret, uint64_t time);
 /*
  * The disk begins with these values, durable, that were written by requests whose numbers are below

@@ -21,6 +21,7 @@
 
 const char *const judge_kind_names[JUDGE_KINDS] = {
 	"free", "header", "refcount table", "refcount block", "L1", "L2", "data", "compressed",
+	"snapshot table",
 };
 
 __attribute__((format(printf, 2, 3))) static void corrupt(struct judge *j, const char *fmt, ...)
@@ -76,11 +77,16 @@ static bool count(struct judge *j, uint64_t offset, uint64_t bytes, enum judge_k
 	for (uint64_t c = offset >> j->cluster_bits; c << j->cluster_bits < offset + bytes; c++) {
 		if (c >= j->refs.n)
 			return false;
-		if (j->refs.at[c]++ && (kind != JUDGE_COMPRESSED || j->kinds.at[c] != kind))
+		/* compressed ones share clusters; another L1 table may refer to the same L2 tables and data */
+		if (j->refs.at[c]++ &&
+		    (j->kinds.at[c] != kind ||
+		     (kind != JUDGE_COMPRESSED &&
+		      ((kind != JUDGE_L2 && kind != JUDGE_DATA) || j->walkers.at[c] == j->walker))))
 			corrupt(j, "cluster %#" PRIx64 " is both %s and %s (from %#" PRIx64 ")",
 				c << j->cluster_bits, judge_kind_names[j->kinds.at[c]],
 				judge_kind_names[kind], from);
 		j->kinds.at[c] = kind;
+		j->walkers.at[c] = j->walker;
 	}
 	return true;
 }
@@ -89,9 +95,12 @@ static uint64_t refcount_at(struct judge *j, uint64_t rt_offset, uint64_t cluste
 {
 	unsigned bits = 1u << j->refcount_order;
 	unsigned per_block_bits = j->cluster_bits + 3 - j->refcount_order;
-	uint64_t block = be64_at(j->map, rt_offset + (cluster >> per_block_bits) * 8);
+	uint64_t table_bytes = be_at(j->map, 56, 4) << j->cluster_bits, block = 0;
 	uint64_t index = cluster & (((uint64_t)1 << per_block_bits) - 1);
 
+	/* a device may be longer than what the table counts */
+	if ((cluster >> per_block_bits) * 8 < table_bytes)
+		block = be64_at(j->map, rt_offset + (cluster >> per_block_bits) * 8);
 	block &= ~511ull;
 	if (!block)
 		return 0;
@@ -151,6 +160,7 @@ static void walk_l1(struct judge *j, uint64_t l1_offset, uint64_t l1_size)
 {
 	uint64_t cluster = (uint64_t)1 << j->cluster_bits;
 
+	j->walker++;
 	count(j, l1_offset, l1_size * 8, JUDGE_L1, 40);
 	for (uint64_t i = 0; i < l1_size; i++) {
 		uint64_t entry = be64_at(j->map, l1_offset + i * 8);
@@ -167,6 +177,20 @@ static void walk_l1(struct judge *j, uint64_t l1_offset, uint64_t l1_size)
 		if (count(j, offset, cluster, JUDGE_L2, l1_offset + i * 8))
 			walk_l2(j, offset);
 	}
+}
+
+static void walk_snapshots(struct judge *j)
+{
+	uint64_t n = be_at(j->map, 60, 4), from = be64_at(j->map, 64), at = from;
+
+	for (uint64_t i = 0; i < n; i++) {
+		at = align_up(at, 8);
+		walk_l1(j, be64_at(j->map, at), be_at(j->map, at + 8, 4));
+		at += 40 + be_at(j->map, at + 12, 2) + be_at(j->map, at + 14, 2) +
+		      be_at(j->map, at + 36, 4);
+	}
+	if (n)
+		count(j, from, at - from, JUDGE_TABLE, 64);
 }
 
 static void walk_refcounts(struct judge *j, uint64_t rt_offset, uint64_t rt_clusters)
@@ -212,6 +236,7 @@ static void copied(struct judge *j, uint64_t rt_offset, uint64_t at, const char 
 	if (!offset || entry & COMPRESSED)
 		return;
 	stored = refcount_at(j, rt_offset, offset >> j->cluster_bits);
+	j->flags += stored == 1 && !(entry & COPIED);
 	if ((stored == 1) != !!(entry & COPIED))
 		corrupt(j, "%s entry at %#" PRIx64 " is %#" PRIx64 " with refcount %" PRIu64, what,
 			at, entry, stored);
@@ -248,7 +273,7 @@ static bool read_header(struct judge *j)
 	incompatible = j->version == 3 ? be64_at(m, 72) : 0;
 	j->dirty = incompatible & 1;
 	j->extended = incompatible & 16;
-	if (j->refcount_order > 6 || incompatible & ~25ull || be_at(m, 60, 4)) {
+	if (j->refcount_order > 6 || incompatible & ~25ull || be_at(m, 60, 4) > 64) {
 		corrupt(j, "the header has features that no workload makes");
 		return false;
 	}
@@ -259,9 +284,9 @@ void judge_run(struct judge *j, const struct sim_map *map)
 {
 	uint64_t l1_offset, l1_size, rt_offset, rt_clusters;
 
-	j->corruptions = j->leaks = 0;
+	j->corruptions = j->leaks = j->flags = 0;
 	j->text[0] = 0;
-	j->refs.n = j->kinds.n = 0;
+	j->refs.n = j->kinds.n = j->walkers.n = j->walker = 0;
 	j->map = map;
 	if (!read_header(j))
 		return;
@@ -269,6 +294,7 @@ void judge_run(struct judge *j, const struct sim_map *map)
 	while (j->refs.n < j->clusters) {
 		vec_push(&j->refs, 0);
 		vec_push(&j->kinds, JUDGE_FREE);
+		vec_push(&j->walkers, 0);
 	}
 	l1_size = be_at(map, 36, 4);
 	l1_offset = be64_at(map, 40);
@@ -276,6 +302,7 @@ void judge_run(struct judge *j, const struct sim_map *map)
 	rt_clusters = be_at(map, 56, 4);
 	count(j, 0, (uint64_t)1 << j->cluster_bits, JUDGE_HEADER, 0);
 	walk_l1(j, l1_offset, l1_size);
+	walk_snapshots(j);
 	walk_refcounts(j, rt_offset, rt_clusters);
 	compare(j, rt_offset);
 	compare_copied(j, rt_offset, l1_offset, l1_size);
@@ -306,4 +333,5 @@ void judge_free(struct judge *j)
 {
 	vec_free(&j->refs);
 	vec_free(&j->kinds);
+	vec_free(&j->walkers);
 }

@@ -21,11 +21,13 @@ enum judge_kind {
 	JUDGE_L2,
 	JUDGE_DATA,
 	JUDGE_COMPRESSED,
+	JUDGE_TABLE,
 	JUDGE_KINDS,
 };
 
 struct judge {
 	uint64_t corruptions, leaks;
+	uint64_t flags; /* of the corruptions: COPIED clear and refcount 1, in the active tables */
 	bool dirty, extended;
 	char text[256]; /* of the first corruption */
 
@@ -35,6 +37,8 @@ struct judge {
 	uint64_t clusters;  /* of the file */
 	vec(uint32_t) refs; /* for each host cluster: references found */
 	vec(uint8_t) kinds; /* and what by: enum judge_kind */
+	vec(uint32_t) walkers; /* and from which L1 table the last one, counted from 1; 0: none */
+	uint32_t walker;
 	const struct sim_map *map;
 };
 

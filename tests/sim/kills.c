@@ -39,6 +39,8 @@ static void kill_and_recover(struct run *r, struct rng *rng)
 
 	if (rng_chance(rng, 10))
 		fault_soon(r, rng, 1 << STORAGE_SYNC, 30);
+	else if (r->cfg.snapshots && !r->disk->failed && snaps_idle(r) && rng_chance(rng, 60))
+		snaps_begin(r);
 	run_kill(r, r->cfg.requests, steps);
 	r->disk->fault = (struct sim_fault){0};
 	/* the first ones that try may be killed as well, or the disk fails them */
@@ -56,6 +58,7 @@ static void kill_and_recover(struct run *r, struct rng *rng)
 		run_fail(r, "the image cannot be recovered after a failed sync");
 	if (r->failed || r->unservable)
 		return;
+	snaps_recovered(r);
 	run_end_fault(r);
 	if (!r->failed)
 		run_read_all(r);
@@ -120,6 +123,9 @@ bool kills_whole(struct run *r, const struct run_config *cfg, const char *extra)
 		finish(r);
 	if (!r->failed) {
 		judge_run(&judge, &r->file->live);
+		/* an operation that was killed has left flags clear */
+		if (snaps_flags_allowed(r, simdisk_mark(r->disk)))
+			judge.corruptions -= judge.flags;
 		if (judge.corruptions)
 			run_fail(r, "the closed image is corrupt: %s", judge.text);
 		judge_free(&judge);
@@ -140,6 +146,7 @@ bool kills_explore(struct explorer *e, enum run_profile profile, uint64_t seed, 
 	bool ok;
 
 	run_config_make(&cfg, profile, seed);
+	run_config_snapshots(&cfg);
 	snprintf(text, sizeof(text), " --kills 1%s", extra);
 	e->extra = text;
 	ok = kills_whole(r, &cfg, extra) && explore_run(e, r);

@@ -33,6 +33,8 @@ static const char *const names[MUTANT_COUNT] = {
 	NAME(RECLAIM_IN_USE),
 	NAME(COUNTS_NOT_LOGGED),
 	NAME(PACK_UNSERIALISED),
+	NAME(SNAPSHOT_WITHOUT_DRAIN),
+	NAME(SNAPSHOT_RAISE_FIRST),
 };
 
 int mutant_count(void)

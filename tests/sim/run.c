@@ -325,12 +325,18 @@ static bool pump_steps(struct run *r, bool (*done)(struct run *r, void *arg), vo
 	while (!r->failed && !done(r, arg)) {
 		if (!steps--)
 			return false;
+		snaps_settle(r);
 		if (!step(r))
 			report_hang(r, "stuck");
 		else if (r->steps > RUN_MAX_STEPS)
 			report_hang(r, "still busy");
 	}
 	return true;
+}
+
+static bool none_left(struct run *r, void *arg)
+{
+	return !r->left;
 }
 
 static void pump(struct run *r, bool (*done)(struct run *r, void *arg), void *arg)
@@ -474,6 +480,34 @@ static void resize(struct run *r, unsigned requests)
 	if (!r->failed && in->ret)
 		run_fail(r, "resize: %s", error_text(&in->err, in->ret));
 	r->guest.now = r->guest.resize.to;
+}
+
+static bool snapshots_idle(struct run *r, void *arg)
+{
+	snaps_settle(r);
+	return snaps_idle(r);
+}
+
+/* Operations on snapshots, each while requests are being made, and some when none is. */
+static void requests_and_snapshots(struct run *r)
+{
+	unsigned part = r->cfg.requests / (r->cfg.snapshots + 1);
+
+	for (unsigned i = 0; i < r->cfg.snapshots && !r->failed; i++) {
+		unsigned before = rng_below(&r->rng, part + 1);
+
+		/* those still in flight when it begins are what it has to wait for */
+		r->left = before;
+		pump(r, none_left, NULL);
+		if (r->failed || !snaps_begin(r))
+			continue;
+		if (rng_chance(&r->rng, 80))
+			run_requests(r, part - before);
+		if (!r->failed)
+			pump(r, snapshots_idle, NULL);
+	}
+	if (!r->failed)
+		run_requests(r, part);
 }
 
 static int loops_make(struct run *r, struct error *err)
@@ -735,7 +769,8 @@ static const uint8_t *garbage(struct run *r, uint64_t sector)
 static void make_device(struct run *r, struct sim_map *map)
 {
 	uint64_t bytes = r->cfg.create.size_bytes + r->cfg.create.size_bytes / 2 +
-			 64 * (uint64_t)r->cfg.create.cluster_bytes + 256 * KiB;
+			 64 * (uint64_t)r->cfg.create.cluster_bytes + 256 * KiB +
+			 r->cfg.snapshots * (r->cfg.create.size_bytes * 2 + 256 * KiB);
 	const uint8_t *kinds[16];
 
 	map->size_bytes = align_up(bytes, 4096);
@@ -857,6 +892,8 @@ bool run_whole(struct run *r, const struct run_config *cfg, const struct run_ori
 			resize(r, cfg->requests / 3);
 		if (!r->failed)
 			run_requests(r, cfg->requests - cfg->requests / 3 * 2);
+	} else if (!r->failed && cfg->snapshots) {
+		requests_and_snapshots(r);
 	} else if (!r->failed) {
 		run_requests(r, cfg->requests);
 		if (!r->failed && cfg->resize_bytes)
@@ -900,4 +937,5 @@ void run_free(struct run *r)
 	simdisk_destroy(r->base);
 	below_free(&r->below);
 	guest_free(&r->guest);
+	snaps_free(&r->snaps);
 }

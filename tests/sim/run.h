@@ -15,6 +15,7 @@
 #include "guest.h"
 #include "qcow2.h"
 #include "simdisk.h"
+#include "snaps.h"
 
 #define RUN_MAX_QUEUES 3
 #define RUN_MAX_STEPS  2000000
@@ -40,6 +41,7 @@ struct run_config {
 	uint64_t below_seed;  /* of a backing file; 0: none */
 	uint32_t block_bytes; /* the storage's: what its I/O is a multiple of */
 	bool device; /* the image lies on a block device: of fixed size, garbage past what is used */
+	unsigned snapshots;    /* operations on snapshots on the way */
 	uint64_t resize_bytes; /* the disk gets this size on the way; 0: it does not */
 	unsigned queues, depth, requests;
 	bool meta_apart;	  /* the metadata loop serves no queue */
@@ -58,8 +60,12 @@ struct run_config {
 };
 
 void run_config_make(struct run_config *cfg, enum run_profile profile, uint64_t seed);
-/* Of some seeds the disk is resized. For run_whole() alone: it is not part of the above. */
+/*
+ * Of some seeds the disk is resized, of others there are operations on snapshots. For run_whole() alone:
+ * it is not part of the above.
+ */
 void run_config_resize(struct run_config *cfg);
+void run_config_snapshots(struct run_config *cfg);
 void run_config_print(const struct run_config *cfg);
 
 /* Where a run goes on from, instead of a new image. */
@@ -90,6 +96,7 @@ struct run {
 	struct simfile *file;
 	struct below below;
 	struct guest guest;
+	struct snaps snaps;
 	struct loop *loops[RUN_MAX_QUEUES + 1]; /* 0: the metadata loop */
 	struct loop *queue_loops[RUN_MAX_QUEUES];
 	unsigned nloops;

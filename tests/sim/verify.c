@@ -87,6 +87,7 @@ static bool attach(struct attached *a, struct verifier *v, struct run *r, struct
 		   bool read_only, char *text, size_t len)
 {
 	struct qcow2_options opts = {.read_only = read_only,
+				     .snapshot = v->snapshot,
 				     .no_lock = true,
 				     .image_path = "image",
 				     .names = &r->below.still,
@@ -255,14 +256,18 @@ static bool read_all(struct attached *a, struct run *r, const struct changes *ch
 	return true;
 }
 
-static bool judge_ok(struct verifier *v, struct simview *view, const char *when, char *text,
-		     size_t len)
+/* @flags: those of the active tables may be clear that could be set. */
+static bool judge_ok(struct verifier *v, struct simview *view, bool flags, const char *when,
+		     char *text, size_t len)
 {
+	uint64_t corruptions;
+
 	judge_run(&v->judge, view->map);
-	if (v->judge.corruptions)
-		snprintf(text, len, "%s%" PRIu64 " corruption(s): %s", when, v->judge.corruptions,
+	corruptions = v->judge.corruptions - (flags ? v->judge.flags : 0);
+	if (corruptions)
+		snprintf(text, len, "%s%" PRIu64 " corruption(s): %s", when, corruptions,
 			 v->judge.text);
-	return !v->judge.corruptions;
+	return !corruptions;
 }
 
 static bool verify_read(struct verifier *v, struct run *r, struct simview *view,
@@ -330,10 +335,14 @@ static bool verify_deep(struct verifier *v, struct run *r, struct simview *view,
 	reclaim(&a);
 	if (!request(&a, BLK_FLUSH, 0, 0, text, len) || !detach(&a, text, len))
 		return false;
-	if (!judge_ok(v, view, "after writing to it, ", text, len))
+	if (!judge_ok(v, view, snaps_flags_allowed(r, r->guest.crash_time), "after writing to it, ",
+		      text, len))
 		return false;
-	/* Of a host cluster that compressed ones share, a count too high by some is not looked for. */
-	if (v->judge.leaks && !r->cfg.open.compress) {
+	/*
+	 * Of a host cluster that compressed ones or snapshots share, a count too high by some is not looked
+	 * for.
+	 */
+	if (v->judge.leaks && !r->cfg.open.compress && !r->snaps.n) {
 		snprintf(text, len, "%" PRIu64 " leaks were not reclaimed", v->judge.leaks);
 		return false;
 	}
@@ -341,7 +350,8 @@ static bool verify_deep(struct verifier *v, struct run *r, struct simview *view,
 		snprintf(text, len, "closing left the dirty bit");
 		return false;
 	}
-	return verify_read(v, r, view, ch, n, text, len);
+	return verify_read(v, r, view, ch, n, text, len) &&
+	       snaps_check(v, r, view, r->guest.crash_time, text, len);
 }
 
 /* ---- the other checkers ---- */
@@ -429,7 +439,7 @@ bool verify_state(struct verifier *v, struct run *r, struct simview *view, unsig
 	bool ok;
 
 	v->states++;
-	ok = judge_ok(v, view, "", text, len);
+	ok = judge_ok(v, view, snaps_flags_allowed(r, r->guest.crash_time), "", text, len);
 	if (how & VERIFY_CHECKER) {
 		v->checker++;
 		if (!verify_checker(v, view, text, len))
@@ -454,7 +464,8 @@ bool verify_state(struct verifier *v, struct run *r, struct simview *view, unsig
 			return false;
 		}
 	}
-	if (!verify_read(v, r, view, NULL, 0, text, len))
+	if (!verify_read(v, r, view, NULL, 0, text, len) ||
+	    !snaps_check(v, r, view, r->guest.crash_time, text, len))
 		return false;
 	if (how & VERIFY_DEEP) {
 		v->deep++;

@@ -29,6 +29,7 @@ struct verifier {
 	bool done;
 	int ret;
 	uint8_t *mem;
+	const char *snapshot; /* what verify_values() looks at; NULL: the disk */
 	bool broken; /* a failure has left coroutines behind: it cannot be used again */
 
 	uint64_t states, deep, checker, qemu, dirty, leaky; /* how many there were */

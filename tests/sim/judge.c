@@ -224,6 +224,8 @@ static void compare(struct judge *j, uint64_t rt_offset)
 				j->refs.at[c]);
 		else if (stored > j->refs.at[c])
 			j->leaks++;
+		j->shared |= j->kinds.at[c] == JUDGE_COMPRESSED ||
+			     (stored > j->refs.at[c] && stored > 1);
 	}
 }
 
@@ -285,6 +287,7 @@ void judge_run(struct judge *j, const struct sim_map *map)
 	uint64_t l1_offset, l1_size, rt_offset, rt_clusters;
 
 	j->corruptions = j->leaks = j->flags = 0;
+	j->shared = false;
 	j->text[0] = 0;
 	j->refs.n = j->kinds.n = j->walkers.n = j->walker = 0;
 	j->map = map;

@@ -27,6 +27,7 @@ enum judge_kind {
 
 struct judge {
 	uint64_t corruptions, leaks;
+	bool shared; /* compressed clusters, or counts too high that are above 1 */
 	uint64_t flags; /* of the corruptions: COPIED clear and refcount 1, in the active tables */
 	bool dirty, extended;
 	char text[256]; /* of the first corruption */

@@ -239,7 +239,7 @@ const struct cli_command cli_command_del = {
 		"One that is mounted or open is refused. Cleans up after a daemon that was killed.\n"
 		"\n"
 		"      --all           all devices\n"
-		"      --orphans       those that nobody serves any more: of this program's, what a killed daemon left\n"
+		"      --orphans       what nobody serves any more: of this program's, what a killed daemon left\n"
 		"                      and cannot be recovered; and ublk devices of any other program\n"
 		"  -f, --force         also where it is in use: its users get I/O errors from then on\n"
 		"  -w, --wait SECONDS  let a device in use become free for so long; then it is refused\n"

@@ -55,3 +55,16 @@ void cluster_unlock(struct cluster_locks *locks, struct cluster_lock *lock)
 		}
 	}
 }
+
+bool cluster_is_locked(const struct cluster_locks *locks, uint64_t gcluster)
+{
+	const struct cluster_lock *lock;
+
+	list_for_each_entry(lock, &locks->locks, link)
+	{
+		if (!lock->waiter && lock->first_gcluster <= gcluster &&
+		    gcluster <= lock->last_gcluster)
+			return true;
+	}
+	return false;
+}

@@ -28,5 +28,7 @@ void cluster_locks_init(struct cluster_locks *locks);
 void cluster_lock(struct cluster_locks *locks, struct cluster_lock *lock, uint64_t first_gcluster,
 		  uint64_t last_gcluster);
 void cluster_unlock(struct cluster_locks *locks, struct cluster_lock *lock);
+/* Whether somebody holds a lock on @gcluster. */
+bool cluster_is_locked(const struct cluster_locks *locks, uint64_t gcluster);
 
 #endif

@@ -147,6 +147,8 @@ static void slice_extent(struct qcow2_image *img, const struct slice *s, uint64_
 		.img = img,
 		.st = img->data,
 	};
+	if (mutant(MUTANT_IN_PLACE_RELOCATED) && cluster_is_locked(&img->locks, goff >> img->cluster_bits))
+		ext->copied = true;
 	if (map_entry_is_bad(s, index)) {
 		ext->kind = MAP_BROKEN;
 		len = img->cluster_bytes;

@@ -31,6 +31,7 @@ enum qcow2_mutant {
 	MUTANT_PACK_UNSERIALISED,   /* rule 7 */
 	MUTANT_SNAPSHOT_WITHOUT_DRAIN, /* rule 10 */
 	MUTANT_SNAPSHOT_RAISE_FIRST,   /* rule 10 */
+	MUTANT_IN_PLACE_RELOCATED,     /* rule 8 */
 	MUTANT_COUNT,
 };
 

@@ -35,6 +35,7 @@ static const char *const names[MUTANT_COUNT] = {
 	NAME(PACK_UNSERIALISED),
 	NAME(SNAPSHOT_WITHOUT_DRAIN),
 	NAME(SNAPSHOT_RAISE_FIRST),
+	NAME(IN_PLACE_RELOCATED),
 };
 
 int mutant_count(void)

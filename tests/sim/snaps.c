@@ -253,7 +253,8 @@ void snaps_recovered(struct run *r)
 	}
 	there = l.found & 1u << s->which;
 	snap->doubt_from = s->submit;
-	snap->doubt_to = now;
+	/* what is read back is durable by the sync that opening begins with, unless none succeeds again */
+	snap->doubt_to = run_sync_failed(r) ? SIM_NEVER : now;
 	/* flags that it cleared stay so: nobody remembers */
 	if (s->op == SNAP_DELETE && there) {
 		snap->gone_submit = SIM_NEVER;

@@ -279,7 +279,8 @@ class QemuNbd(Served):
 
     @contextlib.contextmanager
     def serve(self, path):
-        words = ["qemu-nbd", "-c", "/dev/nbd0", "-f", "qcow2", "--cache=none", "--aio=io_uring", path]
+        # without --verbose it forks, and the child that serves is not the process known here
+        words = ["qemu-nbd", "--verbose", "-c", "/dev/nbd0", "-f", "qcow2", "--cache=none", "--aio=io_uring", path]
 
         def connected():
             with open("/sys/block/nbd0/size", encoding="ascii") as f:

@@ -108,6 +108,15 @@ struct loop_done {
 	uint32_t flags;
 };
 
+/* Messages of a turn to one other loop, which go out together. */
+struct loop_outbox {
+	struct loop *to;
+	struct loop_msg *newest, *oldest; /* linked from the newest on, as in an inbox */
+};
+
+/* Loops that one turn's messages wait for; those to others are sent at once. */
+#define LOOP_OUTBOXES 8
+
 /* One more; the loop's thread alone writes it. */
 static inline void loop_count(uint64_t *count)
 {
@@ -131,6 +140,8 @@ struct loop {
 	struct loop_counts counts;
 	struct loop_op wake_op;
 	int wake_fd;
+	struct loop_outbox outboxes[LOOP_OUTBOXES];
+	unsigned outboxes_used;
 	struct io_uring ring;
 	char name[16];
 

@@ -4,9 +4,11 @@
  *
  * A turn of a loop that has a ring:
  *
- *	messages -> ready coroutines -> idle hook -> one io_uring_enter -> completions -> timers
+ *	messages -> ready coroutines -> idle hook -> outboxes -> one io_uring_enter -> completions -> timers
  *
- * The enter submits what the turn prepared, and waits if nothing is left to do.
+ * The enter submits what the turn prepared, and waits if nothing is left to do. What a loop's thread posts
+ * to other loops waits in outboxes until then: a loop that is woken finds all of it at once, instead of
+ * going back to sleep between one message and the next.
  *
  * Completions are moved off the ring into a queue of our own (`done`), the ring's head is advanced
  * once, and only then are they delivered. So a callback finds a completion queue with room in it
@@ -17,7 +19,8 @@
  *     `waiting` first and looks at the inbox afterwards; all four are sequentially consistent, so
  *     at least one of the two sees the other. Whoever clears `waiting` writes the eventfd, once.
  *  2. Messages are pushed on a stack by compare-and-swap and taken off it all at once, so there is
- *     no ABA; reversing what was taken gives each sender's order.
+ *     no ABA; reversing what was taken gives each sender's order. Outboxes are emptied before the loop
+ *     waits, stops another one, or returns from loop_run().
  *  3. A sender's last access to the loop is leaving `posters`; loop_destroy() waits for that. A
  *     message may therefore be handled, and the loop it went to destroyed, while its sender is
  *     still on its way out of loop_post().
@@ -258,20 +261,64 @@ static void loop_wake(struct loop *loop)
 	assert(n == sizeof(one) || errno == EAGAIN);
 }
 
-void loop_post(struct loop *loop, struct loop_msg *msg)
+/* Delivers a chain of messages, linked from the newest to the oldest one. */
+static void post_chain(struct loop *loop, struct loop_msg *newest, struct loop_msg *oldest)
 {
-	if (self_loop)
-		loop_count(&self_loop->counts.messages);
+	struct loop_msg *before;
+
 	atomic_fetch_add(&loop->posters, 1);
-	msg->next = atomic_load_explicit(&loop->inbox, memory_order_relaxed);
-	while (!atomic_compare_exchange_weak(&loop->inbox, &msg->next, msg))
-		;
+	before = atomic_load_explicit(&loop->inbox, memory_order_relaxed);
+	do
+		oldest->next = before;
+	while (!atomic_compare_exchange_weak(&loop->inbox, &before, newest));
 	loop_wake(loop);
 	atomic_fetch_sub(&loop->posters, 1);
 }
 
+static void outboxes_empty(struct loop *self)
+{
+	for (unsigned i = 0; i < self->outboxes_used; i++) {
+		struct loop_outbox *out = &self->outboxes[i];
+
+		post_chain(out->to, out->newest, out->oldest);
+	}
+	self->outboxes_used = 0;
+}
+
+/* False: there is no room. */
+static bool outbox_put(struct loop *self, struct loop *to, struct loop_msg *msg)
+{
+	unsigned i = 0;
+
+	while (i < self->outboxes_used && self->outboxes[i].to != to)
+		i++;
+	if (i == LOOP_OUTBOXES)
+		return false;
+	if (i == self->outboxes_used) {
+		self->outboxes[self->outboxes_used++] =
+			(struct loop_outbox){.to = to, .newest = msg, .oldest = msg};
+		return true;
+	}
+	msg->next = self->outboxes[i].newest;
+	self->outboxes[i].newest = msg;
+	return true;
+}
+
+void loop_post(struct loop *loop, struct loop_msg *msg)
+{
+	struct loop *self = self_loop;
+
+	if (self)
+		loop_count(&self->counts.messages);
+	if (self && self != loop && self->has_ring && outbox_put(self, loop, msg))
+		return;
+	post_chain(loop, msg, msg);
+}
+
 void loop_stop(struct loop *loop)
 {
+	if (self_loop)
+		outboxes_empty(self_loop);
 	atomic_fetch_add(&loop->posters, 1);
 	atomic_store(&loop->stop, true);
 	loop_wake(loop);
@@ -579,6 +626,7 @@ int loop_run(struct loop *loop)
 		co_pool_run(loop, TURN_SWITCHES);
 		if (loop->idle_fn)
 			loop->idle_fn(loop->idle_arg);
+		outboxes_empty(loop);
 		ret = ring_enter(loop);
 		if (!ret) {
 			deliver(loop);
@@ -586,6 +634,7 @@ int loop_run(struct loop *loop)
 			ret = loop->failed;
 		}
 	} while (!ret && !stop);
+	outboxes_empty(loop);
 	atomic_store(&loop->stop, false);
 	self_loop = NULL;
 	(void)io_uring_unregister_ring_fd(&loop->ring);

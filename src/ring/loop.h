@@ -103,7 +103,10 @@ struct loop_msg {
 	void (*fn)(struct loop_msg *msg);
 };
 
-/* From any thread, lock-free; one sender's messages arrive in order. Wakes a loop that waits. */
+/*
+ * From any thread, lock-free; one sender's messages arrive in order. Wakes a loop that waits. A loop's own
+ * thread may post at any time in its turn: what goes to other loops is sent before it waits.
+ */
 void loop_post(struct loop *loop, struct loop_msg *msg);
 
 /* ---- timers ---- */

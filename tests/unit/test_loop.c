@@ -19,6 +19,7 @@
 
 #include "base/math.h"
 #include "ring/co.h"
+#include "ring/impl.h"
 #include "ring/loop.h"
 
 static uint64_t now_ns(void)
@@ -158,6 +159,70 @@ static void test_ping_pong(void **state)
 	assert_int_equal(p.hops, 20000);
 	loop_destroy(p.loops[0]);
 	loop_destroy(p.loops[1]);
+}
+
+/*
+ * A loop posts in one turn to more loops than it has outboxes, in turns to each, and stops them all: each
+ * has handled all of its messages, in order, when it returns.
+ */
+enum { RECEIVERS = LOOP_OUTBOXES + 4, EACH = 200 };
+
+struct fan_msg {
+	struct loop_msg msg;
+	struct fan *fan;
+	unsigned receiver, number;
+};
+
+struct fan {
+	struct loop_msg begin;
+	struct loop *self, *loops[RECEIVERS];
+	struct fan_msg msgs[RECEIVERS][EACH];
+	unsigned next[RECEIVERS], wrong[RECEIVERS];
+};
+
+static void fan_arrive(struct loop_msg *msg)
+{
+	struct fan_msg *m = container_of(msg, struct fan_msg, msg);
+	struct fan *fan = m->fan;
+
+	if (fan->next[m->receiver]++ != m->number || loop_self() != fan->loops[m->receiver])
+		fan->wrong[m->receiver]++;
+}
+
+static void fan_begin(struct loop_msg *msg)
+{
+	struct fan *fan = container_of(msg, struct fan, begin);
+
+	for (unsigned n = 0; n < EACH; n++)
+		for (unsigned i = 0; i < RECEIVERS; i++) {
+			fan->msgs[i][n] = (struct fan_msg){{NULL, fan_arrive}, fan, i, n};
+			loop_post(fan->loops[i], &fan->msgs[i][n].msg);
+		}
+	for (unsigned i = 0; i < RECEIVERS; i++)
+		loop_stop(fan->loops[i]);
+	loop_stop(fan->self);
+}
+
+static void test_fan_out(void **state)
+{
+	static struct fan fan;
+	pthread_t threads[RECEIVERS];
+
+	fan.begin.fn = fan_begin;
+	fan.self = make_loop(false, 8, 0);
+	for (unsigned i = 0; i < RECEIVERS; i++) {
+		fan.loops[i] = make_loop(false, 8, 0);
+		pthread_create(&threads[i], NULL, run_thread, fan.loops[i]);
+	}
+	loop_post(fan.self, &fan.begin);
+	assert_int_equal(loop_run(fan.self), 0);
+	for (unsigned i = 0; i < RECEIVERS; i++) {
+		join(threads[i]);
+		assert_int_equal(fan.next[i], EACH);
+		assert_int_equal(fan.wrong[i], 0);
+		loop_destroy(fan.loops[i]);
+	}
+	loop_destroy(fan.self);
 }
 
 /*
@@ -380,6 +445,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_flood),	       cmocka_unit_test(test_ping_pong),
+		cmocka_unit_test(test_fan_out),
 		cmocka_unit_test(test_wake_race),      cmocka_unit_test(test_stop_before_run),
 		cmocka_unit_test(test_queue_overflow), cmocka_unit_test(test_file_table),
 		cmocka_unit_test(test_timers),	       cmocka_unit_test(test_ringless_timers),

@@ -47,6 +47,7 @@ static void come_and_go(struct co_task *task)
 		sem_post(&wanted);
 		sem_wait(&asked); /* the loop itself does not get on meanwhile */
 		qcow2_queue_destroy(q);
+		co_sleep_ns(1); /* a loop's answers go out at the end of its turn, which this blocks above */
 	}
 	loop_stop(other);
 }

@@ -48,6 +48,8 @@ enum {
 	OPT_DETECT_ZEROES,
 	OPT_BACKING_FORMAT,
 	OPT_SNAPSHOT,
+	OPT_MLOCK,
+	OPT_NO_MLOCK,
 };
 
 static const struct option long_options[] = {
@@ -73,6 +75,8 @@ static const struct option long_options[] = {
 	{"backing-any", no_argument, NULL, OPT_BACKING_ANY},
 	{"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
 	{"snapshot", required_argument, NULL, OPT_SNAPSHOT},
+	{"mlock", no_argument, NULL, OPT_MLOCK},
+	{"no-mlock", no_argument, NULL, OPT_NO_MLOCK},
 	CLI_KEY_OPTIONS,
 	CLI_LONG_HELP,
 	{0},
@@ -201,6 +205,10 @@ static int option_set(const struct cli_command *cmd, struct add *add, int option
 	case OPT_WRITEBACK_DELAY:
 		o->writeback_delay_ms =
 			cli_number_arg(cmd, "--writeback-delay", value, 1, WRITEBACK_DELAY_MS_MAX);
+		break;
+	case OPT_MLOCK:
+	case OPT_NO_MLOCK:
+		add->config.mlock = option == OPT_MLOCK ? HARDEN_MLOCK_ON : HARDEN_MLOCK_OFF;
 		break;
 	case OPT_COMPRESS:
 		o->compress = true;
@@ -428,6 +436,9 @@ const struct cli_command cli_command_add = {
 		"      --backing-any        names in IMAGE may lead anywhere\n"
 		"      --backing-format FMT raw or qcow2: for images that do not say what their backing file is\n"
 		"      --no-part-scan       do not look for partitions on the device\n"
+		"      --mlock              fail if the daemon's memory cannot be locked; the default is to lock it\n"
+		"                           where the limit allows that\n"
+		"      --no-mlock           do not lock it\n"
 		"      --key-file FILE      the passphrase of an encrypted image is all of FILE, to the last byte (a\n"
 		"                           newline counts)\n"
 		"      --key-fd N           ... is what can be read from this descriptor\n"

@@ -22,7 +22,6 @@
 #include "daemon/daemon.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -30,7 +29,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -43,6 +41,7 @@
 #include "base/secret.h"
 #include "daemon/control.h"
 #include "daemon/entry.h"
+#include "daemon/harden.h"
 #include "daemon/inuse.h"
 #include "daemon/statedir.h"
 #include "daemon/supervise.h"
@@ -242,6 +241,7 @@ static int entry_fill(struct daemon *d, struct error *err)
 	e->compress = o->compress;
 	e->discard_ignore = o->discard_ignore;
 	e->detect_zeroes = o->detect_zeroes;
+	e->mlock = d->config.mlock;
 	e->size_bytes = o->size_bytes;
 	if (supervision) {
 		memcpy(e->key, supervision->key, sizeof(e->key));
@@ -272,28 +272,6 @@ static int signals_take(struct daemon *d, struct error *err)
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	d->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	return d->signal_fd < 0 ? error_set(err, -errno, "signalfd: %s", strerror(errno)) : 0;
-}
-
-/*
- * A block device's server must not be what the kernel kills, or swaps out, when memory is short. All of
- * it needs privileges; without them it is done without.
- */
-static void process_harden(void)
-{
-	struct rlimit limit;
-	int fd;
-
-	if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
-		limit.rlim_cur = limit.rlim_max;
-		setrlimit(RLIMIT_NOFILE, &limit);
-	}
-	fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-	if (fd >= 0) {
-		if (write(fd, "-1000", 5) != 5)
-			log_debug("the out-of-memory killer's score cannot be lowered");
-		close(fd);
-	}
-	frontend_protect_process();
 }
 
 static void request_serve(void *arg, struct control_client *client,
@@ -332,6 +310,14 @@ static int recovery_prepare(struct daemon *d, struct error *err)
 	r->identity_bytes = strlen(d->identity);
 	d->config.target_options.recovery = r;
 	return 0;
+}
+
+/* A device that is there already is not lost for want of locked memory. */
+static enum harden_mlock mlock_policy(const struct daemon_config *config)
+{
+	bool replay = config->supervision && config->supervision->replay;
+
+	return replay && config->mlock == HARDEN_MLOCK_ON ? HARDEN_MLOCK_AUTO : config->mlock;
 }
 
 static int device_start(struct daemon *d, struct daemon_report *report, struct error *err)
@@ -382,6 +368,9 @@ static int device_start(struct daemon *d, struct daemon_report *report, struct e
 		queues_note(d, options.queues, report);
 	d->entry.size_bytes = d->target->limits.size_bytes;
 	d->entry.read_only = d->target->limits.read_only;
+	ret = harden_ready(mlock_policy(&d->config), &d->entry.memory_locked, err);
+	if (ret)
+		return ret;
 	ret = entry_write(&d->entry, &d->dir, err);
 	if (!ret && supervision)
 		atomic_store(supervision->live_id, d->entry.id);
@@ -445,10 +434,11 @@ int daemon_attach(struct daemon **out, const struct daemon_config *config,
 	d->control.arg = d;
 
 	/* First, as probing a front end makes the kernel start threads that inherit what this sets. */
-	process_harden();
+	ret = harden_process(mlock_policy(config), &d->entry.memory_locked, err);
 	if (config->target_options.passphrase)
 		secret_relock(config->target_options.passphrase);
-	ret = statedir_open(&d->dir, true, err);
+	if (!ret)
+		ret = statedir_open(&d->dir, true, err);
 	if (!ret)
 		ret = frontend_choose(d, report, err);
 	if (!ret)

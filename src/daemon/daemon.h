@@ -8,6 +8,7 @@
 #include <stdbool.h>
 
 #include "base/error.h"
+#include "daemon/harden.h"
 #include "storage/names.h"
 #include "target/frontend.h"
 #include "target/target.h"
@@ -31,6 +32,7 @@ struct daemon_config {
 	 */
 	enum frontend_recovery recovery;
 	enum frontend_data_path data_path;
+	enum harden_mlock mlock;
 
 	/* For a supervisor (supervise.h): the entry of a device that waits, and who holds its locks. */
 	const char *resume_key;

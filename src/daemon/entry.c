@@ -21,6 +21,7 @@
 
 #include "base/math.h"
 #include "base/text.h"
+#include "daemon/harden.h"
 #include "qcow2.h"
 
 #define FILE_BYTES_MAX (64 * 1024)
@@ -97,6 +98,7 @@ json_t *entry_to_json(const struct entry *e)
 	put(&o, "data_path", e->data_path[0] ? json_string(e->data_path) : json_null());
 	put(&o, "read_only", json_boolean(e->read_only));
 	put(&o, "cache", json_string(e->direct ? "direct" : "buffered"));
+	put(&o, "memory_locked", json_boolean(e->memory_locked));
 	put(&o, "started", json_integer(e->started));
 	put(&o, "recovery", json_boolean(e->recovery));
 	put(&o, "supervisor", e->supervisor.pid ? json_integer(e->supervisor.pid) : json_null());
@@ -148,6 +150,7 @@ static char *file_text(const struct entry *e)
 	put(&o, "compress", json_boolean(e->compress));
 	put(&o, "discard_ignore", json_boolean(e->discard_ignore));
 	put(&o, "detect_zeroes", json_integer(e->detect_zeroes));
+	put(&o, "mlock", json_integer(e->mlock));
 	put(&o, "backing_any", json_boolean(e->backing_any));
 	put(&o, "backing_dirs", dirs_json(e));
 	put(&o, "backing_format", json_string(e->backing_format));
@@ -292,7 +295,7 @@ static int state_get(const json_t *o, enum entry_state *out)
 
 static int entry_from_json(struct entry *e, const json_t *o)
 {
-	int64_t pid, ticks, size, queues, depth, cache_size, delay, detect;
+	int64_t pid, ticks, size, queues, depth, cache_size, delay, detect, mlock;
 	int64_t sup_ticks, sup_pid = 0, id = -1;
 	char cache[16];
 
@@ -319,6 +322,10 @@ static int entry_from_json(struct entry *e, const json_t *o)
 	/* not in what an older program has written, which one that takes over reads */
 	if (string_get(o, "data_path", e->data_path, sizeof(e->data_path)))
 		e->data_path[0] = '\0';
+	if (integer_get(o, "mlock", 0, HARDEN_MLOCK_OFF, &mlock))
+		mlock = HARDEN_MLOCK_AUTO;
+	e->mlock = (unsigned)mlock;
+	e->memory_locked = json_is_true(json_object_get(o, "memory_locked"));
 	if (!json_is_null(json_object_get(o, "supervisor")) &&
 	    integer_get(o, "supervisor", 1, INT_MAX, &sup_pid))
 		return -EINVAL;

@@ -58,6 +58,8 @@ struct entry {
 	bool compress;
 	bool discard_ignore;
 	unsigned detect_zeroes; /* enum qcow2_detect_zeroes */
+	unsigned mlock;		/* enum harden_mlock, as asked for */
+	bool memory_locked;
 	/* where names in the image may lead (storage/names.h): folders one after the other, ended by "" */
 	char backing_dirs[ENTRY_DIRS_BYTES];
 	bool backing_any;

@@ -40,6 +40,7 @@
 #include "base/math.h"
 #include "base/secret.h"
 #include "daemon/control.h"
+#include "daemon/harden.h"
 #include "daemon/statedir.h"
 #include "qcow2.h"
 #include "storage/storage.h"
@@ -498,8 +499,14 @@ static int workers_run(struct supervisor *s, int (*worker_main)(const struct dae
 static int supervisor_init(struct supervisor *s, struct error *err)
 {
 	struct entry self = {0};
+	bool locked;
 	int ret;
 
+	/* It syncs the image between two workers, and forks, when it may be memory's shortage that killed one. */
+	ret = harden_process(s->config.mlock == HARDEN_MLOCK_ON ? HARDEN_MLOCK_AUTO : s->config.mlock,
+			     &locked, err);
+	if (ret)
+		return ret;
 	if (s->config.target_options.passphrase) {
 		secret_protect_process();
 		secret_relock(s->config.target_options.passphrase);
@@ -580,6 +587,7 @@ int supervise_config(struct daemon_config *config, const struct entry *e, struct
 		.frontend = daemon_frontend_find(e->frontend),
 		.id = e->id,
 		.recovery = FRONTEND_RECOVERY_REISSUE,
+		.mlock = (enum harden_mlock)e->mlock,
 		.resume_key = e->key,
 		.target_options =
 			{

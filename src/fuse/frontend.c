@@ -458,7 +458,7 @@ static int fuse_start(struct frontend **out, struct target *t, const struct fron
 	pthread_cond_init(&f->changed, &attr);
 	pthread_condattr_destroy(&attr);
 	f->gone_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	frontend_protect_process();
+	frontend_protect_thread();
 	ret = f->gone_fd < 0 ? error_set(err, -errno, "eventfd: %s", strerror(errno))
 			     : device_make(f, opts, err);
 	if (ret) {

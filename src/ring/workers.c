@@ -12,6 +12,7 @@
 
 #include "base/log.h"
 #include "base/math.h"
+#include "base/memlock.h"
 #include "ring/co.h"
 
 /* Codecs keep their state on the heap; what they have on the stack is tables of some KiB. */
@@ -43,6 +44,7 @@ static void *work_thread(void *arg)
 	struct work_pool *pool = arg;
 
 	(void)pthread_setname_np(pthread_self(), "work");
+	memlock_touch_stack(WORK_STACK_BYTES / 4);
 	pthread_mutex_lock(&pool->lock);
 	for (;;) {
 		struct list *l = list_pop(&pool->queue);

@@ -102,14 +102,13 @@ struct frontend_ops {
 
 /*
  * The block device is part of how the kernel gets memory back (it writes dirty pages to it), so what
- * serves it must not wait for memory to be got back. The process: no page of it is swapped out, where
- * it may lock that much. The thread, and those it starts afterwards: its allocations in the kernel
- * start no I/O. Both where the privileges suffice; a warning is logged once where they do not.
+ * serves it must not wait for memory to be got back. The allocations in the kernel of this thread, and of
+ * those and of the processes that it starts afterwards, start no I/O, where the privileges suffice; a
+ * warning is logged once where they do not. And the start of its stack is there.
  *
- * The program calls frontend_protect_process() before it opens a target, so that the target's own
- * threads inherit it; a front end calls both again.
+ * The program calls it before it opens a target, so that the target's own threads inherit it; a front end
+ * calls it again in its threads. Locking memory (base/memlock.h) is the program's.
  */
-void frontend_protect_process(void);
 void frontend_protect_thread(void);
 
 extern const struct frontend_ops frontend_ublk;

@@ -4,19 +4,18 @@
  *
  * Each tag has a buffer of its own for its whole life. The driver copies a write's payload into it
  * before the fetch completes, and a read's out of it when the result is committed, both on the
- * queue's thread. It does so by page faults like any system call, so the buffers are touched and
- * locked before the first request: while a request waits, there may be no memory to be had.
+ * queue's thread. It does so by page faults like any system call, so the buffers are touched
+ * before the first request: while a request waits, there may be no memory to be had. Whether they are
+ * locked, like all else, is the program's to say (base/memlock.h).
  *
  * The buffers start out as zeros. What a target leaves alone in one (null does) is thus zeros, or
  * data of the same device.
  */
 #include <errno.h>
 #include <stdbool.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "base/log.h"
 #include "ublk/usercopy.h"
 
 #ifndef MADV_POPULATE_WRITE
@@ -43,8 +42,6 @@ int ublk_copy_memory(struct ublk_queue *q, size_t bytes, struct error *err)
 	q->path_bytes = bytes;
 	madvise(mem, bytes, MADV_HUGEPAGE); /* a wish */
 	populate(mem, bytes);
-	if (mlock(mem, bytes))
-		log_warn("cannot lock the request buffers in memory: %s", strerror(errno));
 	return 0;
 }
 

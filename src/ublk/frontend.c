@@ -450,7 +450,7 @@ static int ublk_start(struct frontend **out, struct target *t, const struct fron
 		ret = error_set(err, -errno, "eventfd: %s", strerror(errno));
 		goto fail;
 	}
-	frontend_protect_process();
+	frontend_protect_thread();
 	ret = ublk_ctrl_open(&f->ctrl, err);
 	if (ret)
 		goto fail;

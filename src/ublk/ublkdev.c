@@ -22,6 +22,7 @@
 #include "base/log.h"
 #include "base/list.h"
 #include "base/math.h"
+#include "base/memlock.h"
 #include "ring/loop.h"
 #include "target/frontend.h"
 #include "target/target.h"
@@ -352,7 +353,9 @@ int ublkdev_start(struct ublkdev **out, const struct ublkdev_ops *ops, void *dat
 	dev->queues = calloc(opts.queues, sizeof(*dev->queues));
 	if (!dev->queues)
 		goto fail;
-	frontend_protect_process();
+	frontend_protect_thread();
+	if (memlock_from_now())
+		log_debug("memory is not locked");
 	ret = program_open(dev, &err);
 	if (!ret)
 		ret = frontend_ublk.start(&dev->frontend, &dev->target, &opts, &err);

@@ -113,7 +113,7 @@ static int serve(const struct target_ops *ops, struct target_options *topts,
 	struct target *t;
 	int ret, closed;
 
-	frontend_protect_process();
+	frontend_protect_thread();
 	ret = ops->open(&t, topts, &err);
 	if (ret)
 		return fail(&err, ret);

@@ -78,7 +78,7 @@ have-libraries:
 
 # ---- the ublk library and its example, which sees the public header alone ----
 UBLKDEV_OBJS := $(filter $(BUILD)/src/base/% $(BUILD)/src/ring/% $(BUILD)/src/ublk/% \
-	$(BUILD)/src/target/frontend.o $(BUILD)/src/target/child.o,$(LIB_OBJS))
+	$(BUILD)/src/target/frontend.o $(BUILD)/src/target/child.o $(BUILD)/src/target/hold.o,$(LIB_OBJS))
 UBLKDEV := $(BUILD)/libublkdev.a
 
 $(UBLKDEV): $(UBLKDEV_OBJS)

@@ -17,6 +17,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/list.h"
+
 enum blk_op {
 	BLK_READ,
 	BLK_WRITE,
@@ -63,6 +65,10 @@ struct blk_request {
 	 * Zeroed when the queue starts, otherwise left alone: the target may keep things in it.
 	 */
 	void *priv;
+
+	/* the front end's: a request that waits for space (target/hold.h) */
+	struct list held;
+	bool was_held;
 };
 
 /* Whether the payload lies where nobody here can look at it. */

@@ -50,6 +50,7 @@ enum {
 	OPT_SNAPSHOT,
 	OPT_MLOCK,
 	OPT_NO_MLOCK,
+	OPT_ON_ENOSPC,
 };
 
 static const struct option long_options[] = {
@@ -77,6 +78,7 @@ static const struct option long_options[] = {
 	{"snapshot", required_argument, NULL, OPT_SNAPSHOT},
 	{"mlock", no_argument, NULL, OPT_MLOCK},
 	{"no-mlock", no_argument, NULL, OPT_NO_MLOCK},
+	{"on-enospc", required_argument, NULL, OPT_ON_ENOSPC},
 	CLI_KEY_OPTIONS,
 	CLI_LONG_HELP,
 	{0},
@@ -236,6 +238,11 @@ static int option_set(const struct cli_command *cmd, struct add *add, int option
 					 QCOW2_SNAPSHOT_NAME_MAX);
 		o->snapshot = value;
 		o->read_only = true;
+		break;
+	case OPT_ON_ENOSPC:
+		if (strcmp(value, "report") != 0 && strcmp(value, "stop") != 0)
+			return cli_usage(cmd, "--on-enospc is report or stop, not '%s'", value);
+		add->config.hold_enospc = strcmp(value, "stop") == 0;
 		break;
 	case OPT_SIZE:
 		o->size_bytes = cli_size_arg(cmd, "--size", value);
@@ -431,6 +438,8 @@ const struct cli_command cli_command_add = {
 		"                           DISCARD nor zeros written do (unmap)\n"
 		"      --detect-zeroes MODE a write of zeros is: off: a write; on: a WRITE_ZEROES that keeps the\n"
 		"                           space; unmap: one that gives it back (off)\n"
+		"      --on-enospc POLICY   what meets the end of the image's space: report: fails; stop: is held\n"
+		"                           until there is room (see 'resume') (report)\n"
 		"      --backing-dir DIR    names in IMAGE (backing file, data file) may also lead to DIR and below,\n"
 		"                           not only to IMAGE's own folder and below; may be repeated\n"
 		"      --backing-any        names in IMAGE may lead anywhere\n"

@@ -81,6 +81,7 @@ extern const struct cli_command cli_command_info;
 extern const struct cli_command cli_command_list;
 extern const struct cli_command cli_command_recover;
 extern const struct cli_command cli_command_resize;
+extern const struct cli_command cli_command_resume;
 extern const struct cli_command cli_command_snapshot;
 extern const struct cli_command cli_command_upgrade;
 

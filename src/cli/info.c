@@ -20,6 +20,7 @@
 #include "base/text.h"
 #include "cli/cli.h"
 #include "cli/image.h"
+#include "cli/status.h"
 #include "qcow2.h"
 #include "storage/storage.h"
 
@@ -294,6 +295,8 @@ static int run(const struct cli_command *cmd, int argc, char **argv)
 	if (argc - optind != 1)
 		return cli_usage(cmd, argc == optind ? "no image given" : "one image at a time");
 
+	if (status_is_device(argv[optind]))
+		return status_print(argv[optind], json);
 	ret = image_read(&image, argv[optind], &err);
 	if (!ret && json)
 		ret = json_print(&image);
@@ -307,10 +310,14 @@ static int run(const struct cli_command *cmd, int argc, char **argv)
 /* clang-format off */
 const struct cli_command cli_command_info = {
 	.name = "info",
-	.summary = "say what an image is",
-	.synopsis = "[--json] FILE",
+	.summary = "say what an image is, or what an attached device has done",
+	.synopsis = "[--json] FILE|DEVICE|NUMBER",
 	.help = "Says what the header of a qcow2 image says, in the form of 'qemu-img info'. Works while the\n"
 		"image is in use. Names in the image (backing file, data file) are printed, never opened.\n"
+		"\n"
+		"Of an attached device it says what serves it and how, and what each of its queues has done:\n"
+		"requests, system calls, messages to other threads, coroutines, locks, and requests whose pages\n"
+		"the kernel could not register for zero copy.\n"
 		"\n"
 		"  --json, --output=json  as JSON, with the field names of 'qemu-img info --output=json'\n"
 		"  -U, --force-share      accepted for qemu-img's sake: this never takes locks\n"

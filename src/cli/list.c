@@ -23,6 +23,12 @@ static const struct option long_options[] = {
 	{0},
 };
 
+/* While requests are held for want of space, that is what is worth a look. */
+static const char *state_shown(const struct entry *e)
+{
+	return e->state == ENTRY_LIVE && e->no_space ? "no-space" : entry_state_name(e->state);
+}
+
 /* The width of the column of devices: with --no-loop a device is a file with a long path. */
 static int device_width(const struct entry_list *list)
 {
@@ -49,7 +55,7 @@ static void human_print(const struct entry_list *list, const struct ublk_device 
 		if (e->id >= 0)
 			snprintf(id, sizeof(id), "%d", e->id);
 		printf("%-3s %-*s %-8s %-8s %-6s %2d %9s %7d ", id, width,
-		       e->device[0] ? e->device : "-", entry_state_name(e->state), e->frontend,
+		       e->device[0] ? e->device : "-", state_shown(e), e->frontend,
 		       e->target, e->read_only, size_format(e->size_bytes, size),
 		       (int)e->process.pid);
 		cli_print_name(stdout, e->image[0] ? e->image : "-");
@@ -134,9 +140,10 @@ const struct cli_command cli_command_list = {
 	.name = "list",
 	.summary = "say what is attached",
 	.synopsis = "[--json]",
-	.help = "Lists the attached devices. State: starting; live; stopping; dead, where the daemon was killed\n"
-		"and 'ublk-qcow2 del' has to clean up after it; orphan, a ublk device of whatever program that\n"
-		"nobody serves (see 'del --orphans').\n"
+	.help = "Lists the attached devices. State: starting; live; no-space, live, but requests are held until there\n"
+		"is space (see 'add --on-enospc'); stopping; recovering; quiesced, where 'ublk-qcow2 recover' is\n"
+		"waited for; dead, where the daemon was killed and 'ublk-qcow2 del' has to clean up after it;\n"
+		"orphan, a ublk device of whatever program that nobody serves (see 'del --orphans').\n"
 		"\n"
 		"  -J, --json  as a JSON array, one object for each device\n"
 		"  -a, --all   accepted for losetup's sake: all are listed anyway\n"

@@ -23,6 +23,7 @@ static const struct cli_command *const commands[] = {
 	&cli_command_resize,
 	&cli_command_snapshot,
 	&cli_command_recover,
+	&cli_command_resume,
 	&cli_command_upgrade,
 	&cli_command_bench,
 };

@@ -23,6 +23,9 @@
 #include "base/log.h"
 #include "base/math.h"
 
+/* With the figures of all queues. */
+#define ANSWER_MAX (64 * 1024)
+
 uint64_t control_now_ms(void)
 {
 	struct timespec now;
@@ -208,6 +211,9 @@ static void line_serve(struct control *control, struct control_client *client)
 	} else if (strcmp(command, "stop") == 0) {
 		request.command = CONTROL_STOP;
 		control->serve(control->arg, client, &request);
+	} else if (strcmp(command, "retry") == 0) {
+		request.command = CONTROL_RETRY;
+		control->serve(control->arg, client, &request);
 	} else if (strcmp(command, "resize") == 0) {
 		json_t *size = json_object_get(o, "size");
 
@@ -315,7 +321,8 @@ static int line_receive(int fd, char *line, size_t size, uint64_t deadline_ms)
 	}
 }
 
-static int answer_judge(const char *line, uint64_t *pause_us, struct error *err)
+/* *@out is set where the answer is one of ok. */
+static int answer_judge(const char *line, json_t **out, struct error *err)
 {
 	json_t *o = json_loads(line, 0, NULL);
 	const char *text = json_string_value(json_object_get(o, "error"));
@@ -324,20 +331,21 @@ static int answer_judge(const char *line, uint64_t *pause_us, struct error *err)
 	if (!json_is_true(json_object_get(o, "ok")))
 		ret = error_set(err, json_is_true(json_object_get(o, "busy")) ? -EBUSY : -EIO, "%s",
 				text ? text : "the daemon gave no answer to be read");
-	if (pause_us)
-		*pause_us = (uint64_t)json_integer_value(json_object_get(o, "pause_us"));
-	json_decref(o);
+	if (!ret && out)
+		*out = o;
+	else
+		json_decref(o);
 	return ret;
 }
 
 /* Sends @request, a line, and waits for the answer. */
 static int line_ask(const struct statedir *dir, const struct entry *e, const char *request,
-		    int timeout_ms, uint64_t *pause_us, struct error *err)
+		    int timeout_ms, json_t **out, struct error *err)
 {
 	uint64_t deadline_ms = control_now_ms() + (uint64_t)timeout_ms;
 	ssize_t len = (ssize_t)strlen(request);
 	struct sockaddr_un addr;
-	char line[CONTROL_LINE_MAX * 2];
+	char line[ANSWER_MAX];
 	int fd, ret;
 
 	ret = address_make(&addr, dir, e->key);
@@ -358,17 +366,28 @@ static int line_ask(const struct statedir *dir, const struct entry *e, const cha
 	if (ret)
 		return error_set(err, ret, "cannot talk to its daemon (process %d): %s",
 				 (int)e->process.pid, strerror(-ret));
-	return answer_judge(line, pause_us, err);
+	return answer_judge(line, out, err);
 }
 
 int control_ask(const struct statedir *dir, const struct entry *e, enum control_command command,
 		bool force, int timeout_ms, struct error *err)
 {
+	static const char *const names[] = {
+		[CONTROL_STATUS] = "status",
+		[CONTROL_STOP] = "stop",
+		[CONTROL_RETRY] = "retry",
+	};
 	char line[128];
 
-	snprintf(line, sizeof(line), "{\"command\":\"%s\",\"force\":%s}\n",
-		 command == CONTROL_STOP ? "stop" : "status", force ? "true" : "false");
+	snprintf(line, sizeof(line), "{\"command\":\"%s\",\"force\":%s}\n", names[command],
+		 force ? "true" : "false");
 	return line_ask(dir, e, line, timeout_ms, NULL, err);
+}
+
+int control_ask_status(const struct statedir *dir, const struct entry *e, int timeout_ms,
+		       json_t **out, struct error *err)
+{
+	return line_ask(dir, e, "{\"command\":\"status\"}\n", timeout_ms, out, err);
 }
 
 int control_ask_snapshot(const struct statedir *dir, const struct entry *e,
@@ -379,6 +398,7 @@ int control_ask_snapshot(const struct statedir *dir, const struct entry *e,
 			      snapshot_actions[action], "name", name, "force", force);
 	char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
 	char *line = NULL;
+	json_t *answer = NULL;
 	int ret;
 
 	if (!o)
@@ -388,7 +408,10 @@ int control_ask_snapshot(const struct statedir *dir, const struct entry *e,
 	else if (strlen(line) > CONTROL_LINE_MAX)
 		ret = error_set(err, -EINVAL, "the name is too long");
 	else
-		ret = line_ask(dir, e, line, timeout_ms, pause_us, err);
+		ret = line_ask(dir, e, line, timeout_ms, &answer, err);
+	if (answer)
+		*pause_us = (uint64_t)json_integer_value(json_object_get(answer, "pause_us"));
+	json_decref(answer);
 	if (text)
 		free(line);
 	free(text);

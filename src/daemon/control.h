@@ -3,7 +3,7 @@
  * control.h: how a running daemon is asked for something.
  *
  * A UNIX stream socket in the folder of state. A client sends one line of JSON, {"command": "status"},
- * {"command": "stop", "force": false}, {"command": "resize", "size": 1073741824} or {"command": "snapshot",
+ * {"command": "stop", "force": false}, {"command": "retry"}, {"command": "resize", "size": 1073741824} or {"command": "snapshot",
  * "action": "create", "name": "NAME", "force": false}, and gets one line back: {"ok": true, ...} or {"ok": false,
  * "error": "text"}; then the connection is closed. Numbered:
  *  1. Only root and the daemon's own user are answered (SO_PEERCRED).
@@ -28,7 +28,7 @@
 
 /* ---- in the daemon ---- */
 
-enum control_command { CONTROL_STATUS, CONTROL_STOP, CONTROL_RESIZE, CONTROL_SNAPSHOT };
+enum control_command { CONTROL_STATUS, CONTROL_STOP, CONTROL_RETRY, CONTROL_RESIZE, CONTROL_SNAPSHOT };
 
 enum control_snapshot { CONTROL_SNAPSHOT_CREATE, CONTROL_SNAPSHOT_APPLY, CONTROL_SNAPSHOT_DELETE };
 
@@ -82,6 +82,9 @@ uint64_t control_now_ms(void);
  */
 int control_ask(const struct statedir *dir, const struct entry *e, enum control_command command,
 		bool force, int timeout_ms, struct error *err) must_check;
+/* The same for STATUS, whose answer is the caller's to json_decref(). */
+int control_ask_status(const struct statedir *dir, const struct entry *e, int timeout_ms,
+		       struct json_t **out, struct error *err) must_check;
 int control_ask_resize(const struct statedir *dir, const struct entry *e, uint64_t size_bytes,
 		       int timeout_ms, struct error *err) must_check;
 

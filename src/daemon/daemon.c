@@ -44,6 +44,7 @@
 #include "daemon/harden.h"
 #include "daemon/inuse.h"
 #include "daemon/statedir.h"
+#include "daemon/status.h"
 #include "daemon/supervise.h"
 #include "qcow2.h"
 #include "storage/names.h"
@@ -242,6 +243,7 @@ static int entry_fill(struct daemon *d, struct error *err)
 	e->discard_ignore = o->discard_ignore;
 	e->detect_zeroes = o->detect_zeroes;
 	e->mlock = d->config.mlock;
+	e->hold_enospc = d->config.hold_enospc;
 	e->size_bytes = o->size_bytes;
 	if (supervision) {
 		memcpy(e->key, supervision->key, sizeof(e->key));
@@ -332,6 +334,7 @@ static int device_start(struct daemon *d, struct daemon_report *report, struct e
 		.recovery = supervision ? d->config.recovery : FRONTEND_RECOVERY_OFF,
 		.data_path = d->config.data_path,
 		.no_part_scan = d->config.no_part_scan,
+		.hold_enospc = d->config.hold_enospc,
 		.wait_partitions = true,
 		.recover = supervision && supervision->replay,
 		.run_dir = d->dir.path,
@@ -473,11 +476,21 @@ int daemon_attach(struct daemon **out, const struct daemon_config *config,
 
 /* ---- serving ---- */
 
-/* Whether the device is free to go; else @text says why not. */
+/*
+ * Whether the device is free to go; else @text says why not. What is held for want of space keeps it: the
+ * kernel would wait for that.
+ */
 static bool device_unused(const struct daemon *d, char *text, size_t size)
 {
-	int busy = d->frontend_ops->busy(d->frontend);
+	unsigned held = d->frontend_ops->held(d->frontend);
+	int busy = held ? 0 : d->frontend_ops->busy(d->frontend);
 
+	if (held) {
+		snprintf(text, size,
+			 "has %u request%s held for want of space: make room, or 'del --force' fails %s", held,
+			 held == 1 ? "" : "s", held == 1 ? "it" : "them");
+		return false;
+	}
 	if (busy == 0)
 		return true;
 	if (busy > 0)
@@ -529,34 +542,6 @@ static int daemon_stop(struct daemon *d, bool force, struct error *err)
 	return d->ret;
 }
 
-static json_t *figures_json(const struct daemon *d)
-{
-	json_t *array = json_array();
-
-	for (unsigned i = 0; d->frontend && d->frontend_ops->figures && i < d->entry.queues; i++) {
-		struct frontend_figures f;
-
-		d->frontend_ops->figures(d->frontend, i, &f);
-		json_array_append_new(array, json_pack("{s:I,s:I,s:I,s:I,s:I,s:I}", "reads",
-						       (json_int_t)f.reads, "writes",
-						       (json_int_t)f.writes, "others",
-						       (json_int_t)f.others, "enters",
-						       (json_int_t)f.enters, "messages",
-						       (json_int_t)f.messages, "coroutines",
-						       (json_int_t)f.coroutines));
-	}
-	return array;
-}
-
-static void status_reply(const struct daemon *d, struct control_client *client)
-{
-	json_t *status = entry_to_json(&d->entry);
-
-	if (status)
-		json_object_set_new(status, "figures", figures_json(d));
-	control_reply_ok(client, status);
-}
-
 /* The target first, then what the kernel thinks of the device; again, if only the latter is missing. */
 static int daemon_resize(struct daemon *d, uint64_t size_bytes, struct error *err)
 {
@@ -573,6 +558,8 @@ static int daemon_resize(struct daemon *d, uint64_t size_bytes, struct error *er
 				 (unsigned)block);
 	if (size_bytes < target_size(&d->target->limits))
 		return error_set(err, -EOPNOTSUPP, "cannot shrink while it is attached");
+	if (d->frontend_ops->held(d->frontend)) /* there is no room for larger tables either */
+		return error_set(err, -ENOSPC, "requests to it are held for want of space: make room first");
 	ret = d->target->ops->resize(d->target, size_bytes, err);
 	if (!ret && size_bytes != target_size(&d->target->limits)) {
 		ret = d->frontend_ops->resize(d->frontend, size_bytes, err);
@@ -646,11 +633,16 @@ static void request_serve(void *arg, struct control_client *client,
 	char why[512];
 
 	if (request->command == CONTROL_STATUS) {
-		status_reply(d, client);
+		control_reply_ok(client, status_json(&d->entry, d->frontend_ops, d->frontend));
 		return;
 	}
 	if (d->done) {
 		control_reply_error(client, "is being detached already");
+		return;
+	}
+	if (request->command == CONTROL_RETRY) {
+		d->frontend_ops->retry(d->frontend);
+		control_reply_ok(client, NULL);
 		return;
 	}
 	if (request->command == CONTROL_RESIZE) {
@@ -670,6 +662,26 @@ static void request_serve(void *arg, struct control_client *client,
 		control_reply_error(client, error_text(&err, d->ret));
 	else
 		control_reply_ok(client, NULL);
+}
+
+/* The first request is held for want of space, or the last one has gone on. */
+static void held_changed(struct daemon *d)
+{
+	bool no_space = d->frontend_ops->held(d->frontend) > 0;
+	struct error ignored = {0};
+	uint64_t count;
+
+	if (read(d->frontend_ops->hold_fd(d->frontend), &count, sizeof(count)) < 0 ||
+	    no_space == d->entry.no_space)
+		return;
+	d->entry.no_space = no_space;
+	if (no_space)
+		log_warn("%s: there is no space left for %s: requests that need some are held until there is",
+			 d->entry.device, d->entry.image);
+	else
+		log_info("%s: there is space again: what was held has been done", d->entry.device);
+	if (entry_write(&d->entry, &d->dir, &ignored))
+		log_warn("%s", ignored.text);
 }
 
 static void signals_serve(struct daemon *d)
@@ -714,15 +726,16 @@ int daemon_serve(struct daemon *d)
 		 d->entry.image[0] ? d->entry.image : d->entry.target, d->entry.target,
 		 d->entry.frontend);
 	while (!d->done) {
-		struct pollfd pfds[2 + CONTROL_POLL_MAX];
+		struct pollfd pfds[3 + CONTROL_POLL_MAX];
 		struct error err = {0};
 		int timeout_ms = -1;
 		unsigned count;
 
 		pfds[0] = (struct pollfd){.fd = d->signal_fd, .events = POLLIN};
 		pfds[1] = (struct pollfd){.fd = d->frontend_ops->gone_fd(d->frontend), .events = POLLIN};
-		count = control_poll_prepare(&d->control, pfds + 2, &timeout_ms);
-		if (poll(pfds, 2 + count, timeout_ms) < 0) {
+		pfds[2] = (struct pollfd){.fd = d->frontend_ops->hold_fd(d->frontend), .events = POLLIN};
+		count = control_poll_prepare(&d->control, pfds + 3, &timeout_ms);
+		if (poll(pfds, 3 + count, timeout_ms) < 0) {
 			if (errno == EINTR)
 				continue;
 			log_err("poll: %s", strerror(errno));
@@ -734,10 +747,12 @@ int daemon_serve(struct daemon *d)
 			(void)!daemon_stop(d, false, &err);
 			break;
 		}
+		if (pfds[2].fd >= 0 && pfds[2].revents)
+			held_changed(d);
 		if (pfds[0].revents)
 			signals_serve(d);
 		if (!d->done)
-			control_poll_done(&d->control, pfds + 2, count);
+			control_poll_done(&d->control, pfds + 3, count);
 	}
 	ret = d->ret;
 	daemon_destroy(d);

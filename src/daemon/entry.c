@@ -101,6 +101,8 @@ json_t *entry_to_json(const struct entry *e)
 	put(&o, "memory_locked", json_boolean(e->memory_locked));
 	put(&o, "started", json_integer(e->started));
 	put(&o, "recovery", json_boolean(e->recovery));
+	put(&o, "on_enospc", json_string(e->hold_enospc ? "stop" : "report"));
+	put(&o, "no_space", json_boolean(e->no_space));
 	put(&o, "supervisor", e->supervisor.pid ? json_integer(e->supervisor.pid) : json_null());
 	return o;
 }
@@ -227,6 +229,14 @@ static int string_get(const json_t *o, const char *key, char *out, size_t size)
 	return 0;
 }
 
+/* Empty where there is none. */
+static const char *string_or(const json_t *o, const char *key)
+{
+	const char *text = json_string_value(json_object_get(o, key));
+
+	return text ? text : "";
+}
+
 static int bytes_value(const json_t *value, char *out, size_t size)
 {
 	const char *text = json_string_value(value);
@@ -340,6 +350,9 @@ static int entry_from_json(struct entry *e, const json_t *o)
 	e->discard_ignore = json_is_true(json_object_get(o, "discard_ignore"));
 	e->detect_zeroes = (unsigned)detect;
 	e->backing_any = json_is_true(json_object_get(o, "backing_any"));
+	/* these, too, are not in what an older program has written */
+	e->hold_enospc = strcmp(string_or(o, "on_enospc"), "stop") == 0;
+	e->no_space = json_is_true(json_object_get(o, "no_space"));
 	e->recovery = json_is_true(json_object_get(o, "recovery"));
 	if (!json_is_null(json_object_get(o, "id")) && integer_get(o, "id", 0, INT_MAX, &id))
 		return -EINVAL;

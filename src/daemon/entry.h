@@ -60,6 +60,8 @@ struct entry {
 	unsigned detect_zeroes; /* enum qcow2_detect_zeroes */
 	unsigned mlock;		/* enum harden_mlock, as asked for */
 	bool memory_locked;
+	bool hold_enospc; /* --on-enospc stop */
+	bool no_space;	  /* ... and requests are held right now */
 	/* where names in the image may lead (storage/names.h): folders one after the other, ended by "" */
 	char backing_dirs[ENTRY_DIRS_BYTES];
 	bool backing_any;

@@ -588,6 +588,7 @@ int supervise_config(struct daemon_config *config, const struct entry *e, struct
 		.id = e->id,
 		.recovery = FRONTEND_RECOVERY_REISSUE,
 		.mlock = (enum harden_mlock)e->mlock,
+		.hold_enospc = e->hold_enospc,
 		.resume_key = e->key,
 		.target_options =
 			{

@@ -19,6 +19,8 @@
  *  2. A request in the slow way uses the one blk_request of the flat, not its own; the target never
  * has more than `depth` requests.
  *  3. Reads exclude nothing. One that overlaps a write in flight may see either, as on any disk.
+ *  4. A request to the target that waits for space (target/hold.h) counts as in flight. In the slow way
+ *     all that are behind it wait as well.
  */
 #include "fuse/flat.h"
 
@@ -30,10 +32,12 @@
 #include "base/math.h"
 #include "ring/co.h"
 #include "ring/loop.h"
+#include "target/hold.h"
 
 struct flat {
 	struct target *target;
 	struct loop *loop;
+	struct hold hold;
 	uint32_t block_bytes;
 	uint32_t payload_max;
 	unsigned depth;
@@ -92,9 +96,17 @@ void flat_destroy(struct flat *flat)
 	free(flat);
 }
 
-void flat_attach(struct flat *flat, struct loop *loop)
+static void request_again(struct hold *hold, struct blk_request *blk);
+
+void flat_attach(struct flat *flat, struct loop *loop, struct hold_device *hold)
 {
 	flat->loop = loop;
+	hold_init(&flat->hold, hold, loop, request_again);
+}
+
+void flat_retry(struct flat *flat)
+{
+	hold_retry(&flat->hold);
 }
 
 void flat_io_init(struct flat *flat, struct flat_io *io, unsigned index)
@@ -144,6 +156,11 @@ static void target_submit(struct flat *flat, struct blk_request *blk)
 	flat->target->ops->submit(flat->target, 0, blk);
 }
 
+static void request_again(struct hold *hold, struct blk_request *blk)
+{
+	target_submit(container_of(hold, struct flat, hold), blk);
+}
+
 static void straight_submit(struct flat_io *io, enum blk_op op, uint32_t flags, uint64_t start,
 			    uint64_t end, void (*complete)(struct blk_request *blk, int ret))
 {
@@ -161,7 +178,8 @@ static void straight_done(struct blk_request *blk, int ret)
 	struct flat_io *io = container_of(blk, struct flat_io, blk);
 
 	assert(ret <= 0);
-	io->complete(io, ret);
+	if (!hold_take(&io->flat->hold, blk, ret))
+		io->complete(io, ret);
 }
 
 static void straight_write_done(struct blk_request *blk, int ret)
@@ -170,6 +188,8 @@ static void straight_write_done(struct blk_request *blk, int ret)
 	struct flat *flat = io->flat;
 
 	assert(ret <= 0);
+	if (hold_take(&flat->hold, blk, ret))
+		return;
 	list_del(&io->list);
 	co_wake_all(&flat->drained);
 	if (ret == 0 && io->durable && !flat->target->limits.fua)
@@ -200,7 +220,8 @@ static void slow_done(struct blk_request *blk, int ret)
 	struct flat *flat = container_of(blk, struct flat, slow_blk);
 
 	assert(ret <= 0);
-	co_latch_done(&flat->slow_latch, ret);
+	if (!hold_take(&flat->hold, blk, ret))
+		co_latch_done(&flat->slow_latch, ret);
 }
 
 static int slow_call(struct flat *flat, enum blk_op op, uint32_t flags, uint64_t offset_bytes,

@@ -19,6 +19,7 @@
 #include "base/list.h"
 #include "target/target.h"
 
+struct hold_device;
 struct loop;
 struct flat;
 
@@ -63,7 +64,9 @@ int flat_create(struct flat **out, struct target *t, unsigned depth, uint32_t pa
 /* Accepts NULL. Nothing may be in flight. */
 void flat_destroy(struct flat *flat);
 /* Before the first submission, when the target's queue has started on @loop. */
-void flat_attach(struct flat *flat, struct loop *loop);
+void flat_attach(struct flat *flat, struct loop *loop, struct hold_device *hold);
+/* From any thread, while the loop runs: what waits for space is tried again now. */
+void flat_retry(struct flat *flat);
 
 /* Once for each of the @depth requests, before it is first submitted. */
 void flat_io_init(struct flat *flat, struct flat_io *io, unsigned index);

@@ -47,6 +47,7 @@
 #include "fuse/session.h"
 #include "ring/loop.h"
 #include "target/child.h"
+#include "target/hold.h"
 
 enum {
 	DEPTH_MAX = 512,
@@ -75,6 +76,7 @@ struct frontend {
 	bool bound;
 	uint64_t loop_seq; /* of the loop device's use for this */
 	int gone_fd;
+	struct hold_device hold;
 	char loop_path[LOOPDEV_PATH_BYTES];
 
 	pthread_t thread;
@@ -332,6 +334,7 @@ static int device_make(struct frontend *f, const struct frontend_options *opts, 
 	struct session_params params = {
 		.target = f->target,
 		.depth = opts->depth,
+		.hold = &f->hold,
 		/* the file's mode is what keeps others out; root reads it whatever his groups */
 		.allow_other = geteuid() == 0,
 		.ready = session_ready,
@@ -390,6 +393,15 @@ static int detach_in_child(void *arg, struct error *err)
 	return loopdev_detach(&use, DETACH_MS, err);
 }
 
+static void fuse_retry(struct frontend *f)
+{
+	/* Under the lock the loop stays: a thread that is over has left it for good. */
+	pthread_mutex_lock(&f->lock);
+	if (f->state == THREAD_SERVING)
+		session_retry(f->session);
+	pthread_mutex_unlock(&f->lock);
+}
+
 /* Takes down whatever there is, and frees it. Returns the first error. */
 static int frontend_destroy(struct frontend *f, struct error *err)
 {
@@ -397,6 +409,8 @@ static int frontend_destroy(struct frontend *f, struct error *err)
 
 	if (!f)
 		return 0;
+	hold_end(&f->hold);
+	fuse_retry(f);
 	if (f->bound && !session_loop_gone(f->session))
 		first = child_call(detach_in_child, f, WRITE_BACK_MS + 2 * DETACH_MS, err);
 	if (f->claim_fd >= 0)
@@ -417,6 +431,7 @@ static int frontend_destroy(struct frontend *f, struct error *err)
 	rundir_release(&f->dir);
 	if (f->gone_fd >= 0)
 		close(f->gone_fd);
+	hold_device_destroy(&f->hold);
 	pthread_cond_destroy(&f->changed);
 	pthread_mutex_destroy(&f->lock);
 	free(f);
@@ -450,7 +465,7 @@ static int fuse_start(struct frontend **out, struct target *t, const struct fron
 	f->target = t;
 	f->with_loop = !opts->no_loop;
 	f->part_scan = !opts->no_part_scan;
-	f->claim_fd = -1;
+	f->claim_fd = f->hold.fd = -1;
 	f->dir.state_fd = -1;
 	pthread_mutex_init(&f->lock, NULL);
 	pthread_condattr_init(&attr);
@@ -460,7 +475,9 @@ static int fuse_start(struct frontend **out, struct target *t, const struct fron
 	f->gone_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	frontend_protect_thread();
 	ret = f->gone_fd < 0 ? error_set(err, -errno, "eventfd: %s", strerror(errno))
-			     : device_make(f, opts, err);
+			     : hold_device_init(&f->hold, opts->hold_enospc, err);
+	if (!ret)
+		ret = device_make(f, opts, err);
 	if (ret) {
 		if (frontend_destroy(f, NULL) == -ETIMEDOUT)
 			ret = -ETIMEDOUT;
@@ -498,6 +515,16 @@ static unsigned fuse_queues(const struct frontend *f)
 static int fuse_gone_fd(const struct frontend *f)
 {
 	return f->gone_fd;
+}
+
+static int fuse_hold_fd(const struct frontend *f)
+{
+	return f->hold.fd;
+}
+
+static unsigned fuse_held(const struct frontend *f)
+{
+	return hold_count(&f->hold);
 }
 
 static int busy_in_child(void *arg, struct error *err)
@@ -562,6 +589,9 @@ const struct frontend_ops frontend_fuse = {
 	.device = fuse_device,
 	.queues = fuse_queues,
 	.gone_fd = fuse_gone_fd,
+	.hold_fd = fuse_hold_fd,
+	.held = fuse_held,
+	.retry = fuse_retry,
 	.busy = fuse_busy,
 	.resize = fuse_resize,
 	.stop = frontend_destroy,

@@ -802,11 +802,16 @@ unsigned session_sq_entries(const struct session *s)
 	return s->params.depth + 2; /* each slot's, the poll, and its removal */
 }
 
+void session_retry(struct session *s)
+{
+	flat_retry(s->flat);
+}
+
 void session_start(struct session *s, struct loop *loop)
 {
 	assert(s->fd >= 0 && !s->loop);
 	s->loop = loop;
-	flat_attach(s->flat, loop);
+	flat_attach(s->flat, loop, s->params.hold);
 	s->file_slot = loop_file_register(loop, s->fd);
 	if (s->file_slot < 0)
 		s->file_slot = -1;

@@ -12,12 +12,14 @@
 #include "base/error.h"
 #include "target/target.h"
 
+struct hold_device;
 struct loop;
 struct session;
 
 struct session_params {
 	struct target *target;
 	unsigned depth;	  /* requests from the kernel that are worked on at once */
+	struct hold_device *hold;
 	bool allow_other; /* users besides the one who mounts; the file's mode still applies */
 	/* All on the loop's thread. The kernel has begun to talk: the file can be opened. */
 	void (*ready)(void *arg);
@@ -46,6 +48,9 @@ void session_expect_loop(struct session *s, pid_t opener);
 bool session_loop_gone(const struct session *s);
 /* How often the file is open. */
 unsigned session_opens(const struct session *s);
+
+/* While it runs: what waits for space is tried again now. */
+void session_retry(struct session *s);
 
 /* How many coroutines and submission entries it needs on its loop. */
 unsigned session_coroutines(const struct session *s);

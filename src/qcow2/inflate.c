@@ -96,7 +96,7 @@ static void wait_on(struct inflate_cache *c, struct list *waiters)
 	pthread_mutex_unlock(&c->lock);
 	while (!w.woken)
 		co_suspend();
-	pthread_mutex_lock(&c->lock);
+	loop_mutex_lock(&c->lock);
 }
 
 /* These are under the lock, and send messages even to the own loop. */
@@ -219,7 +219,7 @@ static void fill_done(struct fill *f, int ret)
 	struct inflate_cache *c = f->cache;
 	struct slot *s = f->slot;
 
-	pthread_mutex_lock(&c->lock);
+	loop_mutex_lock(&c->lock);
 	s->state = ret ? SLOT_FAILED : SLOT_VALID;
 	s->ret = ret;
 	if (ret) /* whoever comes later tries anew */
@@ -298,7 +298,7 @@ int inflate_read(struct inflate_cache *c, struct qcow2_image *layer, uint64_t en
 
 	assert(in_cluster <= layer->cluster_bytes &&
 	       len_bytes <= layer->cluster_bytes - in_cluster);
-	pthread_mutex_lock(&c->lock);
+	loop_mutex_lock(&c->lock);
 	while (!(s = slot_find(c, layer, entry, hcluster)) &&
 	       !(f = fill_get(c, layer, entry, hcluster)))
 		wait_on(c, &c->room);
@@ -308,7 +308,7 @@ int inflate_read(struct inflate_cache *c, struct qcow2_image *layer, uint64_t en
 	if (f) {
 		pthread_mutex_unlock(&c->lock);
 		fill_start(f, layer, entry);
-		pthread_mutex_lock(&c->lock);
+		loop_mutex_lock(&c->lock);
 	}
 	while (s->state == SLOT_FILLING)
 		wait_on(c, &s->waiters);
@@ -321,7 +321,7 @@ int inflate_read(struct inflate_cache *c, struct qcow2_image *layer, uint64_t en
 			(unsigned long long)qcow2_compressed_host(entry, layer->cluster_bits));
 	if (!ret)
 		memcpy(to, (uint8_t *)s->data + in_cluster, len_bytes);
-	pthread_mutex_lock(&c->lock);
+	loop_mutex_lock(&c->lock);
 	slot_unpin(c, s);
 	pthread_mutex_unlock(&c->lock);
 	return ret;
@@ -334,7 +334,7 @@ bool inflate_start(struct inflate_cache *c, struct qcow2_image *layer, uint64_t 
 	struct fill *f = NULL;
 	bool there;
 
-	pthread_mutex_lock(&c->lock);
+	loop_mutex_lock(&c->lock);
 	there = slot_find(c, layer, entry, hcluster);
 	if (!there)
 		f = fill_get(c, layer, entry, hcluster);
@@ -348,7 +348,7 @@ void inflate_drop(struct inflate_cache *c, const struct qcow2_image *layer, uint
 {
 	if (!c)
 		return;
-	pthread_mutex_lock(&c->lock);
+	loop_mutex_lock(&c->lock);
 	/* those that begin there, and those that begin before and reach into it */
 	for (uint64_t back = 0; back < MAP_ENTRY_HCLUSTERS_MAX && back <= hcluster; back++) {
 		struct slot *s, *tmp;
@@ -385,7 +385,7 @@ void inflate_drain(struct inflate_cache *c)
 {
 	if (!c)
 		return;
-	pthread_mutex_lock(&c->lock);
+	loop_mutex_lock(&c->lock);
 	while (fills_here(c))
 		wait_on(c, &c->drained);
 	pthread_mutex_unlock(&c->lock);
@@ -395,7 +395,7 @@ uint64_t inflate_count(struct inflate_cache *c)
 {
 	uint64_t n;
 
-	pthread_mutex_lock(&c->lock);
+	loop_mutex_lock(&c->lock);
 	n = c->inflated;
 	pthread_mutex_unlock(&c->lock);
 	return n;

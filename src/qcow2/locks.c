@@ -28,6 +28,7 @@ void cluster_lock(struct cluster_locks *locks, struct cluster_lock *lock, uint64
 		  uint64_t last_gcluster)
 {
 	assert(first_gcluster <= last_gcluster);
+	loop_count_lock();
 	lock->first_gcluster = first_gcluster;
 	lock->last_gcluster = last_gcluster;
 	lock->waiter = NULL;

@@ -74,7 +74,7 @@ struct deflater *pack_deflater_get(struct pack *p)
 {
 	struct deflater *def;
 
-	pthread_mutex_lock(&p->deflaters_lock);
+	loop_mutex_lock(&p->deflaters_lock);
 	while (!p->idle_deflaters)
 		pthread_cond_wait(&p->deflaters_cond, &p->deflaters_lock);
 	def = p->deflaters[--p->idle_deflaters];
@@ -84,7 +84,7 @@ struct deflater *pack_deflater_get(struct pack *p)
 
 void pack_deflater_put(struct pack *p, struct deflater *def)
 {
-	pthread_mutex_lock(&p->deflaters_lock);
+	loop_mutex_lock(&p->deflaters_lock);
 	p->deflaters[p->idle_deflaters++] = def;
 	pthread_cond_signal(&p->deflaters_cond);
 	pthread_mutex_unlock(&p->deflaters_lock);

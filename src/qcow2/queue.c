@@ -46,7 +46,7 @@ static void ask_answer(struct ask *ask)
 		ask_answered(&ask->msg);
 		return;
 	}
-	pthread_mutex_lock(&q->img->queues_lock);
+	loop_mutex_lock(&q->img->queues_lock);
 	q->asks--;
 	pthread_mutex_unlock(&q->img->queues_lock);
 	co_wake_all(&q->answered);
@@ -67,7 +67,7 @@ static void ask_all(struct qcow2_image *img, void (*fn)(struct ask *ask), bool o
 	struct co_latch latch;
 
 	co_latch_init(&latch);
-	pthread_mutex_lock(&img->queues_lock);
+	loop_mutex_lock(&img->queues_lock);
 	for (unsigned i = 0; i < img->nr_queues; i++) {
 		struct qcow2_queue *q = img->queues[i];
 		bool here = q && q->loop == img->meta_loop;
@@ -158,7 +158,7 @@ static void hold_end(struct ask *ask)
 
 static void hold_set(struct qcow2_image *img, enum hold what)
 {
-	pthread_mutex_lock(&img->queues_lock);
+	loop_mutex_lock(&img->queues_lock);
 	img->hold = what;
 	pthread_mutex_unlock(&img->queues_lock);
 }
@@ -182,7 +182,7 @@ uint64_t image_writes_done(struct qcow2_image *img)
 {
 	uint64_t sum = img->wb.meta_writes;
 
-	pthread_mutex_lock(&img->queues_lock);
+	loop_mutex_lock(&img->queues_lock);
 	sum += img->gone_writes;
 	for (unsigned i = 0; i < img->nr_queues; i++)
 		if (img->queues[i])
@@ -206,7 +206,7 @@ static bool queue_register(struct qcow2_queue *q)
 	struct qcow2_image *img = q->img;
 	bool room;
 
-	pthread_mutex_lock(&img->queues_lock);
+	loop_mutex_lock(&img->queues_lock);
 	room = img->nr_queues < QUEUES_MAX;
 	if (room) {
 		q->index = img->nr_queues;
@@ -258,13 +258,13 @@ void qcow2_queue_destroy(struct qcow2_queue *q)
 		return;
 	img = q->img;
 	assert(!q->epoch_count[0] && !q->epoch_count[1] && !q->inflight && list_empty(&q->held));
-	pthread_mutex_lock(&img->queues_lock);
+	loop_mutex_lock(&img->queues_lock);
 	img->gone_writes += q->writes_done; /* they stay counted */
 	img->queues[q->index] = NULL;	    /* no more questions */
 	while (q->asks) {
 		pthread_mutex_unlock(&img->queues_lock);
 		co_wait(&q->answered);
-		pthread_mutex_lock(&img->queues_lock);
+		loop_mutex_lock(&img->queues_lock);
 	}
 	pthread_mutex_unlock(&img->queues_lock);
 	if (q->loop != img->meta_loop) {

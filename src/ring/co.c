@@ -395,6 +395,7 @@ void co_mutex_init(struct co_mutex *m)
 
 void co_lock(struct co_mutex *m)
 {
+	loop_count_lock();
 	if (!m->locked) {
 		m->locked = true;
 		return;

@@ -61,6 +61,12 @@ struct io_uring *loop_ring(struct loop *loop)
 	return loop->has_ring ? &loop->ring : NULL;
 }
 
+void loop_count_lock(void)
+{
+	if (self_loop)
+		loop_count(&self_loop->counts.locks);
+}
+
 void loop_counts_read(const struct loop *loop, struct loop_counts *out)
 {
 	const struct loop_counts *c = &loop->counts;
@@ -69,6 +75,7 @@ void loop_counts_read(const struct loop *loop, struct loop_counts *out)
 		.enters = __atomic_load_n(&c->enters, __ATOMIC_RELAXED),
 		.messages = __atomic_load_n(&c->messages, __ATOMIC_RELAXED),
 		.coroutines = __atomic_load_n(&c->coroutines, __ATOMIC_RELAXED),
+		.locks = __atomic_load_n(&c->locks, __ATOMIC_RELAXED),
 	};
 }
 

@@ -21,6 +21,7 @@
 #ifndef RING_LOOP_H
 #define RING_LOOP_H
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -129,8 +130,16 @@ struct loop_counts {
 	uint64_t enters;     /* system calls that submit and wait */
 	uint64_t messages;   /* sent from its thread, to whatever loop */
 	uint64_t coroutines; /* started */
+	uint64_t locks;	     /* taken, of whatever kind */
 };
 
+/* Somebody on this thread takes a lock; co_lock() and this one count by themselves. */
+void loop_count_lock(void);
+static inline void loop_mutex_lock(pthread_mutex_t *mutex)
+{
+	loop_count_lock();
+	pthread_mutex_lock(mutex);
+}
 void loop_counts_read(const struct loop *loop, struct loop_counts *out);
 
 /* ---- hooks ---- */

@@ -143,7 +143,7 @@ static bool hand_over(struct work_pool *pool, struct work *work)
 		return false;
 	work->from = loop;
 	work->msg.fn = work_arrived;
-	pthread_mutex_lock(&pool->lock);
+	loop_mutex_lock(&pool->lock);
 	if (pool->queued_count >= pool->idle && pool->count < pool->max && !pool->failed)
 		start_thread(pool);
 	if (!pool->count) {

@@ -38,6 +38,7 @@ struct frontend_options {
 	bool no_part_scan;    /* partitions are not looked for */
 	bool wait_partitions; /* start() returns when their nodes are there, too */
 	bool no_loop;	      /* fuse: the file alone, no loop device on it */
+	bool hold_enospc;     /* requests that meet the end of space wait for more (hold.h) */
 	const char *run_dir;  /* the program's folder of state, such as /run/ublk-qcow2 */
 	const char *name;     /* the image's base name, for the FUSE file; "null" if there is none */
 };
@@ -45,7 +46,8 @@ struct frontend_options {
 /* What a queue has done. Of the loop it runs on: see struct loop_counts. */
 struct frontend_figures {
 	uint64_t reads, writes, others; /* requests that came in */
-	uint64_t enters, messages, coroutines;
+	uint64_t enters, messages, coroutines, locks;
+	uint64_t fallbacks; /* requests that came in without the registered buffer that was asked for */
 };
 
 struct frontend_ops {
@@ -78,6 +80,13 @@ struct frontend_ops {
 	/* Whether somebody has the device open or mounted: > 0 yes, 0 no, -errno unknown. */
 	int (*busy)(const struct frontend *f);
 	/*
+	 * With options.hold_enospc: a descriptor that is an eventfd, written to when the first request is held
+	 * and when the last one has gone on; how many are held; and a try of all of them now.
+	 */
+	int (*hold_fd)(const struct frontend *f);
+	unsigned (*held)(const struct frontend *f);
+	void (*retry)(struct frontend *f);
+	/*
 	 * Takes the device from its node if nobody has it open; -EBUSY, with nothing changed, if somebody has.
 	 * What busy() said may have changed since; this cannot. Then stop() is due. -EOPNOTSUPP: this kernel
 	 * cannot; NULL: nor can this front end.
@@ -90,7 +99,8 @@ struct frontend_ops {
 	 */
 	int (*resize)(struct frontend *f, uint64_t size_bytes, struct error *err);
 	/*
-	 * Takes the device away, letting I/O in flight finish, and frees @f. Afterwards every queue of
+	 * Takes the device away, letting I/O in flight finish, and frees @f. What is held for want of space
+	 * gets one more try, and fails if that does. Afterwards every queue of
 	 * the target has been stopped. Bounded in time; on error the device may be left behind, @err
 	 * says so, and @f is freed all the same.
 	 *

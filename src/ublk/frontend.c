@@ -38,6 +38,7 @@
 #include "base/log.h"
 #include "base/math.h"
 #include "target/child.h"
+#include "target/hold.h"
 #include "ublk/ctrl.h"
 #include "ublk/queue.h"
 #include "ublk/request.h"
@@ -62,6 +63,7 @@ struct frontend {
 	bool recovered;
 	int char_fd;
 	int gone_fd;
+	struct hold_device hold;
 	struct ublk_queue **queues;
 	unsigned nr_queues; /* started */
 	bool scan;	    /* a child waits to read the partitions */
@@ -231,6 +233,7 @@ static int queues_start(struct frontend *f, struct error *err)
 			.path = f->path,
 			.cpus = &cpus,
 			.gone_fd = f->gone_fd,
+			.hold = &f->hold,
 		};
 		int ret;
 
@@ -385,6 +388,12 @@ static int device_delete(struct frontend *f, struct error *err)
 	return ret;
 }
 
+static void retry_held(struct frontend *f)
+{
+	for (unsigned i = 0; i < f->nr_queues; i++)
+		ublk_queue_retry(f->queues[i]);
+}
+
 /* Takes down whatever there is, and frees it. Returns the first error. */
 static int frontend_destroy(struct frontend *f, struct error *err)
 {
@@ -392,6 +401,8 @@ static int frontend_destroy(struct frontend *f, struct error *err)
 
 	if (!f)
 		return 0;
+	hold_end(&f->hold);
+	retry_held(f);
 	if (f->scan) /* it waits for a word that does not come */
 		child_cancel(&f->scan_child);
 	for (unsigned i = 0; i < f->nr_queues; i++)
@@ -412,6 +423,7 @@ static int frontend_destroy(struct frontend *f, struct error *err)
 	}
 	if (f->gone_fd >= 0)
 		close(f->gone_fd);
+	hold_device_destroy(&f->hold);
 	ublk_ctrl_close(f->ctrl);
 	free(f->queues);
 	free(f);
@@ -444,14 +456,16 @@ static int ublk_start(struct frontend **out, struct target *t, const struct fron
 	if (!f)
 		return error_set(err, -ENOMEM, "out of memory");
 	f->target = t;
-	f->char_fd = -1;
+	f->char_fd = f->hold.fd = -1;
 	f->gone_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (f->gone_fd < 0) {
 		ret = error_set(err, -errno, "eventfd: %s", strerror(errno));
 		goto fail;
 	}
 	frontend_protect_thread();
-	ret = ublk_ctrl_open(&f->ctrl, err);
+	ret = hold_device_init(&f->hold, opts->hold_enospc, err);
+	if (!ret)
+		ret = ublk_ctrl_open(&f->ctrl, err);
 	if (ret)
 		goto fail;
 	if (opts->recover)
@@ -513,6 +527,16 @@ static int ublk_gone_fd(const struct frontend *f)
 	return f->gone_fd;
 }
 
+static int ublk_hold_fd(const struct frontend *f)
+{
+	return f->hold.fd;
+}
+
+static unsigned ublk_held(const struct frontend *f)
+{
+	return hold_count(&f->hold);
+}
+
 static int ublk_busy(const struct frontend *f)
 {
 	return ublk_block_busy(f->device);
@@ -555,6 +579,9 @@ const struct frontend_ops frontend_ublk = {
 	.data_path = ublk_data_path,
 	.figures = ublk_figures,
 	.gone_fd = ublk_gone_fd,
+	.hold_fd = ublk_hold_fd,
+	.held = ublk_held,
+	.retry = retry_held,
 	.busy = ublk_busy,
 	.release = ublk_release,
 	.resize = ublk_resize,

@@ -25,6 +25,8 @@
  *  4. No request is committed with a short count; see ublk_request_result().
  *  5. After `closed` no request reaches the target. One that the driver sent all the same stays
  *     uncommitted, and fails when the ring goes.
+ *  6. A request that waits for space (target/hold.h) stays SERVED. Its memory of the data path is given
+ *     back, and it begins again as it did when it came in: descriptor and payload are still the driver's.
  *
  * If a request does not come back from the target, the queue is abandoned. What matters then is
  * that the char device can be closed: the driver fails the request when that happens, and until then
@@ -129,6 +131,12 @@ static void tag_commit(struct ublk_tag *t, int ret)
 	check_drained(q);
 }
 
+static void tag_finish(struct ublk_tag *t, int ret)
+{
+	if (!hold_take(&t->queue->hold, &t->req, ret))
+		tag_commit(t, ret);
+}
+
 static void tag_end(struct ublk_tag *t, int ret)
 {
 	struct ublk_queue *q = t->queue;
@@ -136,7 +144,7 @@ static void tag_end(struct ublk_tag *t, int ret)
 
 	if (t->req.op == BLK_READ || t->req.op == BLK_WRITE)
 		ret = path->end(t, ret);
-	tag_commit(t, ret);
+	tag_finish(t, ret);
 	if (path->ended)
 		path->ended(q);
 }
@@ -169,13 +177,40 @@ static void count_request(struct ublk_queue *q, unsigned op)
 	__atomic_store_n(count, *count + 1, __ATOMIC_RELAXED);
 }
 
+/* From the descriptor to the target: when a request comes in, and each time that it is tried again. */
+static void tag_begin(struct ublk_tag *t)
+{
+	struct ublk_queue *q = t->queue;
+	const struct ublk_io_desc *desc =
+		(const struct ublk_io_desc *)(q->descs + t->tag * q->config.desc_bytes);
+	int ret = ublk_request_decode(&t->req, desc, &q->config.target->limits, q->config.buf_bytes);
+
+	if (ret)
+		log_err("ublk device %u, queue %u: refused a request: operation %#x, sector %llu, %u "
+			"sectors: %s",
+			q->config.dev_id, q->config.queue, desc->op_flags,
+			(unsigned long long)desc->start_sector, desc->nr_sectors, strerror(-ret));
+	t->op_flags = desc->op_flags;
+	if (ret) {
+		tag_finish(t, ret);
+		return;
+	}
+	if (t->req.op == BLK_READ || t->req.op == BLK_WRITE)
+		ret = q->config.path->begin(t);
+	if (ret != UBLK_BEGIN_LATER)
+		ublk_tag_begun(t, ret);
+}
+
+static void request_again(struct hold *hold, struct blk_request *req)
+{
+	tag_begin(container_of(req, struct ublk_tag, req));
+}
+
 static void tag_fetched(struct loop_op *op, int res, uint32_t cqe_flags)
 {
 	struct ublk_tag *t = container_of(op, struct ublk_tag, op);
 	struct ublk_queue *q = t->queue;
-	struct target *target = q->config.target;
 	const struct ublk_io_desc *desc;
-	int ret;
 
 	assert(t->state == UBLK_TAG_FETCHING);
 	if (res != UBLK_RES_OK || q->closed) {
@@ -186,21 +221,7 @@ static void tag_fetched(struct loop_op *op, int res, uint32_t cqe_flags)
 	t->state = UBLK_TAG_SERVED;
 	q->served++;
 	count_request(q, desc->op_flags & 0xff);
-	ret = ublk_request_decode(&t->req, desc, &target->limits, q->config.buf_bytes);
-	if (ret)
-		log_err("ublk device %u: refused a request: operation %#x, sector %llu, %u "
-			"sectors: %s",
-			q->config.dev_id, desc->op_flags, (unsigned long long)desc->start_sector,
-			desc->nr_sectors, strerror(-ret));
-	t->op_flags = desc->op_flags;
-	if (ret) {
-		tag_commit(t, ret);
-		return;
-	}
-	if (t->req.op == BLK_READ || t->req.op == BLK_WRITE)
-		ret = q->config.path->begin(t);
-	if (ret != UBLK_BEGIN_LATER)
-		ublk_tag_begun(t, ret);
+	tag_begin(t);
 }
 
 /* ---- the thread ---- */
@@ -318,6 +339,7 @@ static int queue_setup(struct ublk_queue *q, struct error *err)
 	if (ret)
 		return ret;
 	q->queue_started = true;
+	hold_init(&q->hold, c->hold, q->loop, request_again);
 	for (unsigned i = 0; i < c->depth; i++)
 		tag_send(ublk_queue_tag(q, i), UBLK_OP_FETCH_REQ, 0);
 	return 0;
@@ -502,7 +524,17 @@ void ublk_queue_figures(const struct ublk_queue *q, struct frontend_figures *out
 		.enters = loop.enters,
 		.messages = loop.messages,
 		.coroutines = loop.coroutines,
+		.locks = loop.locks,
+		.fallbacks = __atomic_load_n(&q->counts.fallbacks, __ATOMIC_RELAXED),
 	};
+}
+
+void ublk_queue_retry(struct ublk_queue *q)
+{
+	pthread_mutex_lock(&q->lock);
+	if (q->phase == UBLK_QUEUE_RUNNING)
+		hold_retry(&q->hold);
+	pthread_mutex_unlock(&q->lock);
 }
 
 void ublk_queue_expect_end(struct ublk_queue *q, bool expected)

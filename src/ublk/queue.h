@@ -18,6 +18,7 @@
 #include "base/error.h"
 #include "ring/loop.h"
 #include "target/frontend.h"
+#include "target/hold.h"
 #include "target/target.h"
 #include "ublk/uapi.h"
 
@@ -86,6 +87,7 @@ struct ublk_queue_config {
 	const struct ublk_data_path *path;
 	const cpu_set_t *cpus; /* where the thread is to run; NULL: anywhere. Copied */
 	int gone_fd;	       /* an eventfd, written once when the queue ends unasked */
+	struct hold_device *hold;
 };
 
 enum ublk_queue_phase {
@@ -113,6 +115,7 @@ struct ublk_queue {
 	bool closed;	       /* on its way out: takes no more requests */
 	bool abandoned;	       /* to be left as it is, with requests that do not end */
 	bool queue_started;    /* the target's */
+	struct hold hold; /* of SERVED tags */
 	struct loop_timer grace;
 	struct loop_msg stop_msg, abandon_msg;
 	void *path_data, *path_state; /* the data path's */
@@ -128,6 +131,7 @@ struct ublk_queue {
 
 	struct ublk_queue_counts {
 		uint64_t reads, writes, others;
+		uint64_t fallbacks; /* zerocopy.c: pages that were not registered */
 	} counts; /* requests; written by the thread, read from any */
 
 	atomic_bool end_expected; /* the device is being taken away: aborts are no news */
@@ -149,6 +153,8 @@ int ublk_queue_start(struct ublk_queue **out, const struct ublk_queue_config *co
 bool ublk_queue_over(const struct ublk_queue *q);
 /* From the thread that started it, at any time before it is stopped. */
 void ublk_queue_figures(const struct ublk_queue *q, struct frontend_figures *out);
+/* What waits for space is tried again now. */
+void ublk_queue_retry(struct ublk_queue *q);
 /* From now on aborted fetches are what is wanted, or are news again. */
 void ublk_queue_expect_end(struct ublk_queue *q, bool expected);
 /*

@@ -143,11 +143,14 @@ static void unregistered_ready(struct blk_request *req, int ret)
 
 static int zero_begin(struct ublk_tag *t)
 {
+	uint64_t *fallbacks = &t->queue->counts.fallbacks;
+
 	t->large = -1;
 	t->req.to_memory = to_memory;
 	t->req.buf = (struct blk_buf){.fixed_index = t->tag};
 	if (!(t->op_flags & UBLK_IO_NEED_REG_BUF))
 		return 0;
+	__atomic_store_n(fallbacks, *fallbacks + 1, __ATOMIC_RELAXED);
 	to_memory(&t->req, unregistered_ready);
 	return UBLK_BEGIN_LATER;
 }

@@ -3,7 +3,8 @@
  * proves: reads, writes, zeroing and flushes of any byte range, many at once, completed by the
  * target in any order, leave and return exactly what a plain file would; and the target only ever
  * sees whole blocks, at most `depth` requests, and no two overlapping ones of which one rewrites a
- * part.
+ * part. Where the target runs out of space now and then and requests are held meanwhile, none fails, and
+ * all the rest is as ever; when no more are to be held, they fail.
  *
  * The target is a piece of memory that takes requests apart in time: it keeps each until the test
  * lets one, chosen by a seed, take effect. The test keeps a byte array as the model. Concurrent
@@ -24,6 +25,7 @@
 #include "base/math.h"
 #include "fuse/flat.h"
 #include "ring/loop.h"
+#include "target/hold.h"
 
 enum { DEPTH = 16, PAYLOAD = 16384, SIZE = 96 * 1024, STEPS = 60000 };
 
@@ -46,6 +48,8 @@ struct mem_target {
 	unsigned nr_held;
 	bool at_once; /* complete inside submit */
 	int fail;     /* the next request fails with this */
+	unsigned full; /* one in so many requests meets the end of space; 0: none does */
+	unsigned met_end;
 	unsigned flushes, fua_writes, nounmaps;
 	uint64_t writes; /* bytes */
 };
@@ -55,6 +59,10 @@ static void mem_finish(struct mem_target *mt, struct blk_request *req)
 	int ret = mt->fail;
 
 	mt->fail = 0;
+	if (!ret && mt->full && rnd(mt->full) == 0) {
+		ret = rnd(2) ? -ENOSPC : -EDQUOT;
+		mt->met_end++;
+	}
 	if (!ret) {
 		switch (req->op) {
 		case BLK_READ:
@@ -119,6 +127,7 @@ struct world {
 	struct target_ops ops;
 	struct mem_target mt;
 	struct loop *loop;
+	struct hold_device hold;
 	struct flat *flat;
 	struct request requests[DEPTH];
 	uint8_t *mem;
@@ -136,6 +145,8 @@ static void request_done(struct flat_io *io, int ret)
 	r->busy = false;
 	r->ret = ret;
 	r->world->completed++;
+	if (r->world->mt.full > 1)
+		assert_int_equal(ret, 0);
 	if (ret == 0 && io->op == FLAT_READ) {
 		assert_int_equal(io->len_bytes, r->offset_bytes >= SIZE ? 0
 						: r->len_bytes < SIZE - r->offset_bytes
@@ -147,7 +158,7 @@ static void request_done(struct flat_io *io, int ret)
 	}
 }
 
-static struct world *world_create(uint32_t block, bool fua)
+static struct world *world_make(uint32_t block, bool fua, bool hold)
 {
 	struct loop_params params = {
 		.name = "test", .coroutines = FLAT_COROUTINES, .ringless = true};
@@ -167,7 +178,8 @@ static struct world *world_create(uint32_t block, bool fua)
 	};
 	assert_int_equal(loop_create(&w->loop, &params, NULL), 0);
 	assert_int_equal(flat_create(&w->flat, &w->mt.target, DEPTH, PAYLOAD, NULL), 0);
-	flat_attach(w->flat, w->loop);
+	assert_int_equal(hold_device_init(&w->hold, hold, NULL), 0);
+	flat_attach(w->flat, w->loop, &w->hold);
 	w->mem = aligned_alloc(4096, DEPTH * (PAYLOAD + FLAT_SLACK_BYTES));
 	assert_non_null(w->mem);
 	for (unsigned i = 0; i < DEPTH; i++) {
@@ -177,6 +189,11 @@ static struct world *world_create(uint32_t block, bool fua)
 		flat_io_init(w->flat, &w->requests[i].io, i);
 	}
 	return w;
+}
+
+static struct world *world_create(uint32_t block, bool fua)
+{
+	return world_make(block, fua, false);
 }
 
 /* What a front end and a target do, they do on the loop. */
@@ -223,6 +240,8 @@ static void world_drain(struct world *w)
 
 static void world_destroy(struct world *w)
 {
+	assert_int_equal(hold_count(&w->hold), 0);
+	hold_device_destroy(&w->hold);
 	flat_destroy(w->flat);
 	loop_destroy(w->loop);
 	free(w->mem);
@@ -319,6 +338,91 @@ static void test_random(void **state)
 		random_run(512, true, s + 100);
 		random_run(4096, false, s + 200);
 	}
+}
+
+/* The same with a target that is full now and then: nothing fails, and nothing is lost. */
+static void space_run(uint32_t block, uint64_t with_seed)
+{
+	struct world *w = world_make(block, false, true);
+	unsigned most = 0;
+
+	seed = with_seed;
+	printf("block %u, with ends of space, seed %llu\n", block, (unsigned long long)with_seed);
+	w->mt.full = 5;
+	for (unsigned step = 0; step < STEPS; step++) {
+		random_request(w, block);
+		while (w->mt.nr_held && rnd(3) == 0)
+			finish_one(w);
+		if (w->mt.nr_held == DEPTH)
+			finish_one(w);
+		most = max_of(most, hold_count(&w->hold));
+		if (rnd(16) == 0) {
+			loop_advance(w->loop, rnd(200) * UINT64_C(1000000));
+			loop_turn(w->loop);
+		} else if (rnd(64) == 0) {
+			flat_retry(w->flat);
+			flat_retry(w->flat);
+			loop_turn(w->loop);
+		}
+	}
+	w->mt.full = 0;
+	while (hold_count(&w->hold) || w->mt.nr_held) {
+		while (w->mt.nr_held)
+			finish_one(w);
+		loop_advance(w->loop, HOLD_MAX_MS * UINT64_C(1000000));
+		loop_turn(w->loop);
+	}
+	world_drain(w);
+	assert_memory_equal(w->mt.data, w->model, SIZE);
+	assert_true(w->completed > STEPS / 100 && w->mt.met_end > STEPS / 100 && most > 3);
+	world_destroy(w);
+}
+
+static void test_space(void **state)
+{
+	for (uint64_t s = 1; s <= 3; s++) {
+		space_run(512, s);
+		space_run(4096, s + 100);
+	}
+}
+
+/* Reads go on beside what is held; that is tried again, less and less often, and fails in the end. */
+static void test_space_ends(void **state)
+{
+	struct world *w = world_make(512, false, true);
+	unsigned tries;
+
+	seed = 1;
+	w->mt.at_once = true;
+	w->mt.full = 1;
+	submit(w, 0, FLAT_WRITE, 0, 1024);  /* straight */
+	submit(w, 1, FLAT_WRITE, 4096, 10); /* its read is held, too */
+	submit(w, 2, FLAT_FLUSH, 0, 0);
+	assert_int_equal(hold_count(&w->hold), 3);
+	tries = w->mt.met_end;
+	assert_int_equal(tries, 3);
+	for (unsigned s = 0; s < 60; s++) {
+		loop_advance(w->loop, UINT64_C(1000000000));
+		loop_turn(w->loop);
+	}
+	assert_int_equal(hold_count(&w->hold), 3);
+	assert_true(w->mt.met_end > tries + 3 * 10 && w->mt.met_end < tries + 3 * 30);
+	w->mt.full = 0;
+	memset(w->requests[3].expect, 0, 512);
+	submit(w, 3, FLAT_READ, 8192, 512);
+	assert_false(w->requests[3].busy);
+	w->mt.full = 1;
+	hold_end(&w->hold);
+	flat_retry(w->flat);
+	loop_turn(w->loop);
+	for (unsigned i = 0; i < 3; i++) {
+		assert_false(w->requests[i].busy);
+		assert_true(w->requests[i].ret == -ENOSPC || w->requests[i].ret == -EDQUOT);
+	}
+	submit(w, 0, FLAT_WRITE, 0, 1024);
+	assert_false(w->requests[0].busy);
+	assert_true(w->requests[0].ret < 0);
+	world_destroy(w);
 }
 
 /* Two writes to the two halves of a block, and one to the whole next to it, all at once. */
@@ -481,6 +585,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_random), cmocka_unit_test(test_neighbours),
+		cmocka_unit_test(test_space),  cmocka_unit_test(test_space_ends),
 		cmocka_unit_test(test_stale),  cmocka_unit_test(test_edges),
 		cmocka_unit_test(test_errors), cmocka_unit_test(test_durable),
 	};

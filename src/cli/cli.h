@@ -83,6 +83,7 @@ extern const struct cli_command cli_command_recover;
 extern const struct cli_command cli_command_resize;
 extern const struct cli_command cli_command_resume;
 extern const struct cli_command cli_command_snapshot;
+extern const struct cli_command cli_command_stop;
 extern const struct cli_command cli_command_upgrade;
 
 #endif

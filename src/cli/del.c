@@ -29,7 +29,7 @@
 #define WAIT_STEP_MS	200
 #define ORPHANS_MAX	256
 
-enum { OPT_ALL = CLI_OPT_FIRST, OPT_ORPHANS };
+enum { OPT_ALL = CLI_OPT_FIRST, OPT_ORPHANS, OPT_SAFE };
 
 struct del {
 	bool all, orphans, force;
@@ -40,6 +40,14 @@ static const struct option long_options[] = {
 	{"all", no_argument, NULL, OPT_ALL},
 	{"orphans", no_argument, NULL, OPT_ORPHANS},
 	{"force", no_argument, NULL, 'f'},
+	{"wait", required_argument, NULL, 'w'},
+	CLI_LONG_HELP,
+	{0},
+};
+
+static const struct option stop_options[] = {
+	{"all", no_argument, NULL, OPT_ALL},
+	{"safe", no_argument, NULL, OPT_SAFE},
 	{"wait", required_argument, NULL, 'w'},
 	CLI_LONG_HELP,
 	{0},
@@ -189,6 +197,36 @@ static int orphans_del(const struct del *del)
 	return status;
 }
 
+/* Only what somebody serves can be stopped. */
+static int entry_stop(const struct entry *e, struct statedir *dir, void *arg, struct error *err)
+{
+	if (entry_is_dead(e) || e->state == ENTRY_RECOVERING)
+		return error_set(err, -EINVAL, "is %s: 'ublk-qcow2 %s'", entry_state_name(e->state),
+				 e->state == ENTRY_DEAD ? "del' cleans up" : "recover' takes it over again, 'del' gives it up");
+	return live_del(e, dir, arg, err);
+}
+
+static bool entry_is_served(const struct entry *e)
+{
+	return !entry_is_dead(e) && e->state != ENTRY_RECOVERING;
+}
+
+static int stop_run(const struct cli_command *cmd, int argc, char **argv)
+{
+	struct del del = {0};
+	int option;
+
+	while ((option = cli_option(cmd, argc, argv)) != -1) {
+		if (option == OPT_ALL)
+			del.all = true;
+		else if (option == 'w')
+			del.wait_s = cli_number_arg(cmd, "--wait", optarg, 0, WAIT_MAX_S);
+	}
+	if (del.all ? optind < argc : optind == argc)
+		return cli_usage(cmd, del.all ? "--all takes no device" : "no device given");
+	return select_each(argv + optind, del.all, entry_is_served, entry_stop, &del);
+}
+
 static bool entry_is_lost(const struct entry *e)
 {
 	return e->state == ENTRY_DEAD;
@@ -247,5 +285,22 @@ const struct cli_command cli_command_del = {
 	.short_options = "fw:",
 	.long_options = long_options,
 	.run = run,
+};
+
+const struct cli_command cli_command_stop = {
+	.name = "stop",
+	.summary = "detach a device if nobody uses it",
+	.synopsis = "[--safe] [--wait SECONDS] DEVICE|NUMBER|IMAGE...\n       ublk-qcow2 stop [--safe] --all",
+	.help = "Detaches devices that are neither mounted nor open, as 'del' without --force does; looking and taking\n"
+		"away are one step where the kernel can (7.0). One in use goes on as if nothing had happened, and the\n"
+		"exit status is 1. What nobody serves is not touched: that is for 'recover' and 'del'.\n"
+		"\n"
+		"      --all           all devices; one in use does not keep the others\n"
+		"      --safe          there is no other way: for who wants to say it\n"
+		"  -w, --wait SECONDS  let a device in use become free for so long; then it is refused\n"
+		"  -h, --help          this text\n",
+	.short_options = "w:",
+	.long_options = stop_options,
+	.run = stop_run,
 };
 /* clang-format on */

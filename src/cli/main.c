@@ -17,6 +17,7 @@ static const struct cli_command *const commands[] = {
 	&cli_command_add,
 	&cli_command_list,
 	&cli_command_del,
+	&cli_command_stop,
 	&cli_command_create,
 	&cli_command_info,
 	&cli_command_check,

@@ -114,23 +114,21 @@ static int even_out_end(struct qcow2_image *img)
 	return ret;
 }
 
-/*
- * How long the data file is to be: so that no write makes it longer, for the reason above. A raw one is
- * exactly as long as the disk.
- */
-static uint64_t data_file_bytes(const struct qcow2_image *img)
+/* So that no write makes it longer, for the reason above. A raw one is exactly as long as the disk. */
+uint64_t image_data_file_bytes(const struct qcow2_image *img, uint64_t size_bytes)
 {
 	uint64_t unit = max_of(img->cluster_bytes, FILE_BLOCK_BYTES);
 
-	return img->data_raw ? img->size_bytes : align_up(img->size_bytes, unit);
+	return img->data_raw ? size_bytes : align_up(size_bytes, unit);
 }
 
 static int extend_data_file(struct qcow2_image *img)
 {
-	if (!image_has_data_file(img) || img->data->fixed_size ||
-	    img->data->size_bytes >= data_file_bytes(img))
+	uint64_t bytes = image_data_file_bytes(img, img->size_bytes);
+
+	if (!image_has_data_file(img) || img->data->fixed_size || img->data->size_bytes >= bytes)
 		return 0;
-	return storage_truncate(img->data, data_file_bytes(img));
+	return storage_truncate(img->data, bytes);
 }
 
 int image_first_write(void *arg)

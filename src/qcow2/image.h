@@ -237,6 +237,9 @@ int image_write_zeros(struct qcow2_image *img, uint64_t hoff, uint64_t len_bytes
 /* Everything on disk, freed clusters included; with no loop, or in a coroutine of the metadata loop. */
 int image_settle(struct qcow2_image *img) must_check;
 
+/* How long the external data file is to be for a disk of @size_bytes. */
+uint64_t image_data_file_bytes(const struct qcow2_image *img, uint64_t size_bytes);
+
 /* Metadata loop, before the first write: makes durable what rule 7 asks for. */
 int image_first_write(void *img) must_check;
 

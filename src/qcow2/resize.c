@@ -18,6 +18,11 @@
  * The L1 table is never shortened, and entries past the old end of the disk are left alone when it
  * shrinks: the state of a virtual machine may lie there (qcow2: "Snapshots").
  *
+ * An external data file goes along: it is made longer before 3 of growing, and cut when a shrink is over. A
+ * raw one is read without the map as well, so what is gained has to be zeros in the file itself: whatever it
+ * had past the disk's end is cut off first. It stays unmapped until it is written to, and reads as zeros
+ * either way.
+ *
  * Threads: the metadata loop. Where no loop runs, one is made for the time.
  */
 #include <errno.h>
@@ -135,51 +140,146 @@ static int l1_grow(struct qcow2_image *img, uint64_t entries, struct error *err)
 
 /* ---- growing ---- */
 
-struct zeroing {
+/* A request of our own, since it may have to copy, compress or encrypt. */
+struct errand {
 	struct blk_request req;
 	struct co *waiter;
 	bool done;
 	int ret;
 };
 
-static void zeroing_complete(struct blk_request *req, int ret)
+static void errand_complete(struct blk_request *req, int ret)
 {
-	struct zeroing *z = container_of(req, struct zeroing, req);
+	struct errand *e = container_of(req, struct errand, req);
 
-	z->ret = ret;
-	z->done = true;
-	if (z->waiter)
-		co_resume(z->waiter);
+	e->ret = ret;
+	e->done = true;
+	if (e->waiter)
+		co_resume(e->waiter);
 }
 
-/* As a request, since it may have to copy, compress or encrypt; on a queue of its own. */
+static int errand_run(struct qcow2_queue *q, void *priv, enum blk_op op, uint64_t goff,
+		      uint64_t len_bytes, void *buf)
+{
+	struct errand e = {.req = {.op = op,
+				   .offset_bytes = goff,
+				   .len_bytes = len_bytes,
+				   .buf = {.base = buf},
+				   .priv = priv,
+				   .complete = errand_complete}};
+
+	memset(priv, 0, qcow2_request_bytes());
+	qcow2_submit(q, &e.req);
+	while (!e.done) {
+		e.waiter = co_self();
+		co_suspend();
+	}
+	return e.ret;
+}
+
+/*
+ * Storage takes whole blocks. One that the old end lies inside of is read and written back: no request can
+ * be writing there, since its end would have to lie inside of a block as well.
+ */
+static int zero_in_block(struct qcow2_queue *q, void *priv, uint64_t from, uint32_t block)
+{
+	uint64_t start = align_down(from, block);
+	uint8_t *buf = aligned_alloc(4096, align_up(block, 4096));
+	int ret = buf ? errand_run(q, priv, BLK_READ, start, block, buf) : -ENOMEM;
+
+	if (!ret) {
+		memset(buf + (from - start), 0, block - (from - start));
+		ret = errand_run(q, priv, BLK_WRITE, start, block, buf);
+	}
+	free(buf);
+	return ret;
+}
+
 static int zero_past_end(struct qcow2_image *img, uint64_t from, uint64_t to, struct error *err)
 {
-	struct zeroing z = {.req = {.op = BLK_WRITE_ZEROES,
-				    .offset_bytes = from,
-				    .len_bytes = to - from,
-				    .complete = zeroing_complete}};
-	struct qcow2_queue *q;
+	uint32_t block = max_of(img->st->block_bytes, img->data->block_bytes);
+	uint64_t whole = align_up(from, block);
+	void *priv = aligned_alloc(64, align_up(qcow2_request_bytes(), 64));
+	struct qcow2_queue *q = NULL;
 	int ret;
 
-	z.req.priv = aligned_alloc(64, align_up(qcow2_request_bytes(), 64));
-	if (!z.req.priv)
+	if (!priv)
 		return error_set(err, -ENOMEM, "out of memory");
-	memset(z.req.priv, 0, qcow2_request_bytes());
 	ret = qcow2_queue_create(&q, img, img->meta_loop, err);
-	if (!ret) {
-		qcow2_submit(q, &z.req);
-		while (!z.done) {
-			z.waiter = co_self();
-			co_suspend();
+	if (ret)
+		goto out;
+	if (whole > from)
+		ret = zero_in_block(q, priv, from, block);
+	if (!ret && to > whole)
+		ret = errand_run(q, priv, BLK_WRITE_ZEROES, whole, to - whole, NULL);
+	if (ret)
+		error_set(err, ret, "cannot make what is gained read as zeros: %s", error_text(NULL, ret));
+out:
+	qcow2_queue_destroy(q);
+	free(priv);
+	return ret;
+}
+
+/* ---- an external data file ---- */
+
+/* Zeros in a device; see zero_in_block(). */
+static int device_zero(struct storage *st, uint64_t from, uint64_t to)
+{
+	uint64_t start = align_down(from, st->block_bytes), whole = align_up(from, st->block_bytes);
+	uint8_t *buf;
+	int ret = 0;
+
+	if (whole > from) {
+		buf = aligned_alloc(4096, 4096);
+		ret = buf ? storage_pread(st, start, buf, st->block_bytes) : -ENOMEM;
+		if (!ret) {
+			memset(buf + (from - start), 0, whole - from);
+			ret = storage_pwrite(st, start, buf, st->block_bytes);
 		}
-		ret = z.ret;
-		qcow2_queue_destroy(q);
+		free(buf);
 	}
-	free(z.req.priv);
-	return ret ? error_set(err, ret, "cannot make what is gained read as zeros: %s",
-			       error_text(NULL, ret))
-		   : 0;
+	return ret || to == whole ? ret : storage_zero(st, whole, to - whole);
+}
+
+/*
+ * As long as the disk is to be. Cutting and extending a file whose end lies inside of a block must not meet
+ * a direct write to that block (image.c), so writes are held back for the moment.
+ */
+static int data_file_extend(struct qcow2_image *img, uint64_t size_bytes)
+{
+	uint64_t old_bytes = img->size_bytes, bytes = image_data_file_bytes(img, size_bytes);
+	struct storage *data = img->data;
+	int ret = 0;
+
+	if (data->fixed_size && data->size_bytes < size_bytes)
+		return -ENOSPC;
+	if (data->fixed_size && !img->data_raw)
+		return 0; /* zero_past_end() does what there is to do, by the map */
+	image_hold(img, HOLD_WRITES);
+	if (data->fixed_size) {
+		ret = device_zero(data, old_bytes, size_bytes);
+	} else {
+		if (img->data_raw && data->size_bytes > old_bytes)
+			ret = storage_truncate(data, old_bytes);
+		if (!ret && data->size_bytes < bytes)
+			ret = storage_truncate(data, bytes);
+	}
+	image_release(img);
+	img->wb.meta_writes++; /* the next pass syncs it */
+	return ret;
+}
+
+/* After a shrink: nothing durable refers to what is cut off. */
+static int data_file_cut(struct qcow2_image *img)
+{
+	uint64_t bytes = image_data_file_bytes(img, img->size_bytes);
+	int ret = 0;
+
+	if (!image_has_data_file(img) || img->data->fixed_size)
+		return 0;
+	if (img->data->size_bytes > bytes)
+		ret = storage_truncate(img->data, bytes);
+	return ret ? ret : storage_sync(img->data);
 }
 
 static int grow(struct qcow2_image *img, uint64_t size_bytes, struct error *err)
@@ -190,10 +290,16 @@ static int grow(struct qcow2_image *img, uint64_t size_bytes, struct error *err)
 
 	if (entries > img->l1.entries)
 		ret = l1_grow(img, entries, err);
+	if (!ret && image_has_data_file(img)) {
+		ret = data_file_extend(img, size_bytes);
+		if (ret)
+			error_set(err, ret, "cannot make the data file longer: %s", error_text(NULL, ret));
+	}
 	if (ret)
 		return ret;
 	img->size_bytes = size_bytes;
-	ret = zero_past_end(img, old_bytes, size_bytes, err);
+	if (!img->data_raw)
+		ret = zero_past_end(img, old_bytes, size_bytes, err);
 	if (!ret) {
 		ret = writeback_run(img);
 		if (!ret)
@@ -371,6 +477,8 @@ static int shrink(struct qcow2_image *img, uint64_t size_bytes, struct error *er
 		ret = image_settle(img);
 	if (!ret)
 		ret = cut_file(img);
+	if (!ret)
+		ret = data_file_cut(img);
 	return ret ? error_set(err, ret,
 			       "has the new size, but what is past its end could not be given back: %s",
 			       error_text(NULL, ret))
@@ -382,18 +490,20 @@ static int shrink(struct qcow2_image *img, uint64_t size_bytes, struct error *er
 static int check(const struct qcow2_image *img, uint64_t size_bytes, struct error *err)
 {
 	uint64_t l1_max = QCOW2_MAX_L1_BYTES / sizeof(be64_t);
+	uint32_t block = max_of(img->st->block_bytes, img->data->block_bytes);
 
 	if (img->read_only)
 		return error_set(err, -EROFS, "is open read-only");
 	if (!is_aligned(size_bytes, 512))
 		return error_set(err, -EINVAL, "the new size is not a multiple of 512 bytes");
+	if (!is_aligned(size_bytes, block))
+		return error_set(err, -EINVAL, "the new size is not a multiple of its blocks of %" PRIu32 " bytes",
+				 block);
 	if (size_bytes > INT64_MAX ||
 	    qcow2_l1_entries_for(size_bytes, img->cluster_bits, img->l2_bits) > l1_max)
 		return error_set(err, -EFBIG, "the new size is more than clusters of %" PRIu32
 					      " bytes can map",
 				 img->cluster_bytes);
-	if (img->data_raw)
-		return error_set(err, -ENOTSUP, "cannot be resized: it has a raw external data file");
 	if (!img->hdr.nb_snapshots)
 		return 0;
 	/* the disk's size is not part of a version 2 snapshot; and what one uses cannot be cut off */

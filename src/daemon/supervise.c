@@ -110,12 +110,13 @@ static int data_file_lock(struct supervisor *s, struct error *err)
 static void backing_lock(struct supervisor *s)
 {
 	const struct target_options *o = &s->config.target_options;
-	const struct names_options names = {.what = "backing file", .read_only = true};
+	char *path = strdup(o->path), *next = NULL, *reached = NULL, *next_reached = NULL;
+	struct names_options names = {
+		.what = "backing file", .read_only = true, .reached_out = &next_reached};
 	struct storage_file_options file = {.read_only = true};
 	unsigned shared = STORAGE_PERM_ALL & ~(STORAGE_PERM_WRITE | STORAGE_PERM_RESIZE);
 	struct qcow2_info *info = malloc(sizeof(*info));
 	struct storage *image = NULL, *at;
-	char *path = strdup(o->path), *next = NULL;
 
 	s->layers = calloc(QCOW2_BACKING_MAX, sizeof(*s->layers));
 	if (!info || !path || !s->layers || storage_file_open(&image, path, &file, NULL))
@@ -126,7 +127,9 @@ static void backing_lock(struct supervisor *s)
 	       !names_open(&at, &next, path, info->backing_file, o->names, &names, NULL)) {
 		s->layers[s->layers_count++] = at;
 		free(path);
+		free(reached);
 		path = next;
+		names.reached_as = reached = next_reached;
 		if (storage_lock(at, STORAGE_PERM_CONSISTENT_READ, shared, NULL) ||
 		    !strcmp(info->backing_format, "raw"))
 			break;
@@ -134,6 +137,7 @@ static void backing_lock(struct supervisor *s)
 out:
 	storage_close(image);
 	free(path);
+	free(reached);
 	free(info);
 }
 

@@ -236,7 +236,8 @@ static int slice_build(struct cache *c, struct slice *s)
 struct naming {
 	const struct qcow2_header *hdr;
 	const char *path;
-	const char *name; /* for messages */
+	const char *reached; /* see names.h; NULL: as path */
+	const char *name;    /* for messages */
 	const char *format;
 };
 
@@ -261,12 +262,16 @@ static int format_of(struct naming *by, const struct qcow2_options *opts, struct
 	return 0;
 }
 
-static int open_storage(struct storage **out, char **path, const struct naming *by,
+static int open_storage(struct storage **out, struct chain_layer *layer, const struct naming *by,
 			const struct qcow2_options *opts, bool direct, struct error *err)
 {
-	const struct names_options names = {.what = "backing file", .read_only = true, .direct = direct};
+	const struct names_options names = {.what = "backing file",
+					    .read_only = true,
+					    .direct = direct,
+					    .reached_as = by->reached,
+					    .reached_out = &layer->reached};
 
-	return names_open(out, path, by->path, by->hdr->backing_file, opts->names, &names, err);
+	return names_open(out, &layer->path, by->path, by->hdr->backing_file, opts->names, &names, err);
 }
 
 static int open_layer_image(struct chain_layer *layer, struct storage *st,
@@ -304,6 +309,7 @@ static void layer_close(struct chain_layer *layer)
 		image_close_layer(layer->img);
 	storage_close(layer->st);
 	free(layer->path);
+	free(layer->reached);
 	*layer = (struct chain_layer){0};
 }
 
@@ -316,7 +322,7 @@ static int layer_open(struct chain_layer *layer, const struct naming *by,
 		      uint64_t end_bytes, struct error *err)
 {
 	struct storage *st;
-	int ret = open_storage(&st, &layer->path, by, opts, direct, err);
+	int ret = open_storage(&st, layer, by, opts, direct, err);
 
 	if (ret)
 		return ret;
@@ -356,7 +362,7 @@ static int check_loop(const struct chain *chain, const char *top, const struct c
 static int open_layers(struct chain *chain, struct qcow2_image *img, const struct qcow2_options *opts,
 		       struct error *err)
 {
-	struct naming by = {&img->hdr, opts->image_path, img->st->name, NULL};
+	struct naming by = {&img->hdr, opts->image_path, NULL, img->st->name, NULL};
 	uint64_t end = UINT64_MAX;
 	int ret = 0;
 
@@ -382,7 +388,8 @@ static int open_layers(struct chain *chain, struct qcow2_image *img, const struc
 		end = layer->end_bytes = min_of(end, size);
 		if (layer->img)
 			chain->grain_bits = min_of(chain->grain_bits, layer->img->subcluster_bits);
-		by = (struct naming){layer->img ? &layer->img->hdr : NULL, layer->path, layer->path, NULL};
+		by = (struct naming){layer->img ? &layer->img->hdr : NULL, layer->path, layer->reached,
+				     layer->path, NULL};
 	}
 	return ret;
 }

@@ -36,6 +36,7 @@ struct chain_layer {
 	struct storage *st;	 /* a raw file's, owned */
 	struct qcow2_image *img; /* or a qcow2 image, owned */
 	char *path;		 /* absolute */
+	char *reached;		 /* the name it was reached by, which may be a link; or NULL */
 	uint64_t end_bytes;	 /* see invariant 1 */
 };
 

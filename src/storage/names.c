@@ -27,6 +27,7 @@ struct opening {
 	const struct names_options *opts;
 	struct error *err;
 	char *shown;	  /* the name, printable */
+	char *reached;	  /* the name with its folder, links in it as they are */
 	char *real;	  /* where it leads */
 	bool user_folder; /* the user allowed it, not the image's place */
 };
@@ -62,18 +63,19 @@ static char *folder_of(const char *path)
 
 static int name_resolve(struct opening *o, const char *name)
 {
-	char *folder = name[0] == '/' ? strdup("") : folder_of(o->image_path), *path = NULL;
+	const char *image = o->opts->reached_as ? o->opts->reached_as : o->image_path;
+	char *folder = name[0] == '/' ? strdup("") : folder_of(image);
 	int ret = 0;
 
-	if (!folder || asprintf(&path, "%s%s", folder, name) < 0) {
+	if (!folder || asprintf(&o->reached, "%s%s", folder, name) < 0) {
+		o->reached = NULL;
 		free(folder);
 		return error_set(o->err, -ENOMEM, "out of memory");
 	}
-	o->real = realpath(path, NULL);
+	o->real = realpath(o->reached, NULL);
 	if (!o->real)
 		ret = fail(o, -errno, "%s", strerror(errno));
 	free(folder);
-	free(path);
 	return ret;
 }
 
@@ -223,6 +225,8 @@ int names_open(struct storage **out, char **path_out, const char *image_path, co
 	*out = NULL;
 	if (path_out)
 		*path_out = NULL;
+	if (opts->reached_out)
+		*opts->reached_out = NULL;
 	if (!o.shown)
 		return error_set(err, -ENOMEM, "out of memory");
 	if (policy && policy->open) {
@@ -242,7 +246,12 @@ int names_open(struct storage **out, char **path_out, const char *image_path, co
 		*path_out = o.real;
 		o.real = NULL;
 	}
+	if (!ret && opts->reached_out) {
+		*opts->reached_out = o.reached;
+		o.reached = NULL;
+	}
 	free(o.real);
+	free(o.reached);
 	free(o.shown);
 	return ret;
 }

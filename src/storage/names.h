@@ -7,7 +7,9 @@
  *
  *  1. A name is a path. "json:..." and "protocol:..." are refused (unless the name is a plain path by
  *     definition, as a data file's is).
- *  2. A relative name starts in the folder of the image that names it.
+ *  2. A relative name starts in the folder of the image that names it; where the image was itself reached by
+ *     a name that is a symbolic link, in the folder of the link, as QEMU has it. That says where to look
+ *     only: rule 3 goes by where the image really is.
  *  3. Where the name really leads, all symbolic links and ".." followed, must be in that folder or
  *     below, or in one of the policy's folders or below; policy.any lifts that.
  *  4. What is opened is what was examined: the way from the allowed folder down is walked without
@@ -48,6 +50,10 @@ struct names_options {
 	bool plain;	  /* the name is a path, whatever it looks like */
 	bool read_only;
 	bool direct;
+	/* The name that the naming image was reached by, if it may be a link; NULL: @image_path. */
+	const char *reached_as;
+	/* NULL, or where to put the same of what is opened, for the caller to free. */
+	char **reached_out;
 };
 
 /*

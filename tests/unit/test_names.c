@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Proves that a name inside an image leads only where the user allowed: not out of the folder by "..",
- * by symbolic links in any place of it, or by an absolute path; not to a FIFO, a device or a protocol;
+ * by symbolic links in any place of it, or by an absolute path; not to a FIFO, a device or a protocol; that
+ * what an image names that was reached by a link is looked for beside the link, and allowed beside the image;
  * and that what is opened is what was examined while somebody exchanges folders for links.
  */
 #include <errno.h>
@@ -154,6 +155,39 @@ static void test_escapes(void **state)
 	refused(path, NULL, -EPERM, outside);
 }
 
+/* An image in vm/sub that was reached by the link vm/in. */
+static void test_reached_by_a_link(void **state)
+{
+	struct names_policy vm = {.nr_dirs = 1, .dirs = {vm_dir}};
+	char real[96], link[96], want[96], *path = NULL, *reached = NULL;
+	struct names_options opts = {.what = "backing file", .read_only = true, .reached_as = link, .reached_out = &reached};
+	struct error err = {0};
+	struct storage *st;
+
+	snprintf(real, sizeof(real), "%s/sub/deep", vm_dir);
+	snprintf(link, sizeof(link), "%s/in", vm_dir);
+	/* looked for beside the link; but allowed is what is beside the image */
+	assert_int_equal(names_open(&st, &path, real, "base", NULL, &opts, &err), -EPERM);
+	assert_non_null(strstr(err.text, outside));
+	assert_int_equal(names_open(&st, &path, real, "sub/deep", NULL, &opts, &err), -EINVAL); /* itself */
+	assert_int_equal(names_open(&st, &path, real, "beside", NULL, &opts, &err), -ENOENT);
+	file_make("vm/sub/beside", "beside the image");
+	assert_int_equal(names_open(&st, &path, real, "beside", NULL, &opts, &err), -ENOENT);
+	assert_null(reached);
+	assert_int_equal(names_open(&st, &path, real, "sub/../sub/beside", NULL, &opts, &err), 0);
+	snprintf(want, sizeof(want), "%s/sub/beside", vm_dir);
+	assert_string_equal(path, want);
+	snprintf(want, sizeof(want), "%s/sub/../sub/beside", vm_dir);
+	assert_string_equal(reached, want);
+	free(path);
+	free(reached);
+	storage_close(st);
+	assert_int_equal(names_open(&st, &path, real, "base", &vm, &opts, &err), 0);
+	free(path);
+	free(reached);
+	storage_close(st);
+}
+
 static void test_policy(void **state)
 {
 	struct names_policy dirs = {.nr_dirs = 2, .dirs = {"/nonexistent", pool_dir}};
@@ -245,7 +279,7 @@ int main(void)
 		cmocka_unit_test(test_inside),	  cmocka_unit_test(test_escapes),
 		cmocka_unit_test(test_policy),	  cmocka_unit_test(test_kinds),
 		cmocka_unit_test(test_protocols), cmocka_unit_test(test_message),
-		cmocka_unit_test(test_race),
+		cmocka_unit_test(test_race),	  cmocka_unit_test(test_reached_by_a_link),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);

@@ -111,6 +111,9 @@ int read_range(struct request *r, uint64_t goff, uint64_t len_bytes, void *to);
  */
 int write_range(struct request *r, uint64_t goff, uint64_t len_bytes, const struct payload *payload);
 
+/* After -ENOSPC: 0 where a pass gave back what had been freed, so that it may be tried once more. */
+int request_make_room(struct request *r);
+
 /* ---- crypt_io.c ---- */
 
 /* A part that was read: decrypts it in place, then calls part->finish(). */

@@ -521,6 +521,11 @@ static int reclaim_on_meta(void *arg)
 	return ret ? -ENOSPC : 0;
 }
 
+int request_make_room(struct request *r)
+{
+	return image_call(r->q->img, reclaim_on_meta, r->q->img);
+}
+
 /* Writes [@goff, @end) in rounds. */
 static int write_allocating(struct request *r, uint64_t goff, uint64_t end,
 			    const struct payload *payload)
@@ -550,7 +555,7 @@ static int write_allocating(struct request *r, uint64_t goff, uint64_t end,
 		}
 		if (ret == -ENOSPC && !retried) {
 			retried = true;
-			ret = image_call(img, reclaim_on_meta, img);
+			ret = request_make_room(r);
 			if (!ret)
 				continue;
 		}

@@ -172,6 +172,16 @@ static int unmap_on_meta(void *arg)
 	return ret;
 }
 
+/* Above a backing file that takes L2 tables, for which there may be room only once frees are through. */
+static int unmap(struct request *r, struct unmap *u)
+{
+	int ret = image_call(u->img, unmap_on_meta, u);
+
+	if (ret == -ENOSPC && !request_make_room(r))
+		ret = image_call(u->img, unmap_on_meta, u);
+	return ret;
+}
+
 /* Whether the map cannot say that a cluster reads as zeros: version 2 above a backing file. */
 static bool zeros_need_writing(const struct qcow2_image *img)
 {
@@ -265,7 +275,7 @@ int request_zero(struct request *r)
 	whole_to = min_of(to, u.end_gcluster << img->cluster_bits);
 	ret = zero_by_writing(r, from, whole_from);
 	if (!ret)
-		ret = image_call(img, unmap_on_meta, &u);
+		ret = unmap(r, &u);
 	if (!ret)
 		ret = zero_by_writing(r, whole_to, to);
 	return ret;
@@ -281,5 +291,5 @@ int request_discard(struct request *r)
 	if (u.img->data_raw)
 		return zero_raw(r, u.first_gcluster << u.img->cluster_bits,
 				min_of(u.end_gcluster << u.img->cluster_bits, u.img->size_bytes), false);
-	return image_call(r->q->img, unmap_on_meta, &u);
+	return unmap(r, &u);
 }

@@ -3,8 +3,8 @@
  * Proves of the engine what the simulation's disk cannot show: on a device, whose end does not move,
  * every cluster can be used, those behind the refcount table's reach included; a replayed log frees
  * once what it unlinked once; of two syncs at the same time none succeeds after the other failed; what
- * a broken image's entries led past the end of the file is not cut off again; and an L2 table that a
- * snapshot shares can be copied while it is being read.
+ * a broken image's entries led past the end of the file is not cut off again; an L2 table that a snapshot
+ * shares can be copied while it is being read; and a DISCARD that needs room gets what is being freed.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -428,6 +428,41 @@ static void test_a_shared_table_is_read_while_it_is_copied(void **state)
 	assert_sound();
 }
 
+/* A DISCARD that has to copy a shared L2 table, on a device that is full but for what is being freed. */
+static void test_a_discard_finds_room_that_is_being_freed(void **state)
+{
+	struct qcow2_options opts = {.no_lock = true};
+	uint64_t at;
+
+	create(4096, 16, 8 * MiB); /* an L2 table maps 2 MiB */
+	start(&opts);
+	for (at = 0; at < 8 * MiB; at += 2 * MiB)
+		assert_int_equal(request(BLK_WRITE, 0, at, 4096), 0);
+	assert_int_equal(stop(), 0);
+	assert_int_equal(qcow2_open(&img, &disk.st, &opts, &error), 0);
+	assert_int_equal(qcow2_snapshot_create(img, "s", NULL, &error), 0);
+	assert_int_equal(qcow2_close(img, &error), 0);
+
+	become_device(align_up(disk.st.size_bytes, 4096) + 16 * 4096);
+	start(&opts);
+	at = fill(4096, 4096); /* all in the first table */
+	assert_int_equal(request(BLK_FLUSH, 0, 0, 0), 0);
+	assert_int_equal(request(BLK_DISCARD, 0, at - 4096, 4096), 0);
+	assert_int_equal(request(BLK_DISCARD, 0, 2 * MiB, 4096), 0);
+	/* and none where nothing is being freed */
+	assert_int_equal(request(BLK_FLUSH, 0, 0, 0), 0);
+	assert_int_equal(request(BLK_DISCARD, 0, 4 * MiB, 4096), -ENOSPC);
+	assert_int_equal(request(BLK_DISCARD, 0, at - 2 * 4096, 4096), 0);
+	assert_int_equal(request(BLK_WRITE_ZEROES, 0, 4 * MiB, 4096), 0);
+	buffer[0] = 'x';
+	for (uint64_t gone = 2 * MiB; gone < 6 * MiB; gone += 2 * MiB) {
+		assert_int_equal(request(BLK_READ, 0, gone, 4096), 0);
+		assert_int_equal(buffer[0], 0);
+	}
+	assert_int_equal(stop(), 0);
+	assert_sound();
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -437,6 +472,7 @@ int main(void)
 		cmocka_unit_test(test_no_sync_hides_another_ones_error),
 		cmocka_unit_test(test_nothing_past_the_end_is_cut_off),
 		cmocka_unit_test(test_a_shared_table_is_read_while_it_is_copied),
+		cmocka_unit_test(test_a_discard_finds_room_that_is_being_freed),
 	};
 	int ret = cmocka_run_group_tests(tests, NULL, NULL);
 

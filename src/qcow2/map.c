@@ -25,18 +25,20 @@ static bool bitmap_is_broken(struct map_entry e)
 {
 	uint64_t alloc = e.bitmap & QCOW2_SUBCLUSTERS_ALLOC_MASK;
 
-	return alloc & e.bitmap >> QCOW2_SUBCLUSTERS || (alloc && !(e.word & MAP_PLACED)) ||
-	       e.word & QCOW2_ZERO;
+	/* bit 0, the zero flag of a standard entry, says nothing here; QEMU does not look at it either */
+	return alloc & e.bitmap >> QCOW2_SUBCLUSTERS || (alloc && !(e.word & MAP_PLACED));
 }
 
 static bool entry_is_broken(const struct qcow2_image *img, uint64_t gcluster, struct map_entry e)
 {
 	uint64_t hoff = e.word & QCOW2_L2_OFFSET_MASK;
 
-	/* what a compressed one holds is judged when it is read; freeing it must not reach metadata */
+	/*
+	 * What a compressed one holds is judged when it is read; freeing it must not reach metadata. COPIED
+	 * is wrong there, and means nothing: QEMU reads it, and so do we.
+	 */
 	if (e.word & QCOW2_COMPRESSED)
-		return e.word & QCOW2_COPIED || image_has_data_file(img) ||
-		       hclusters_are_broken(img, e.word);
+		return image_has_data_file(img) || hclusters_are_broken(img, e.word);
 	if (e.word & QCOW2_L2_RESERVED || (img->hdr.version < 3 && e.word & QCOW2_ZERO))
 		return true;
 	if (img->extended_l2 && bitmap_is_broken(e))

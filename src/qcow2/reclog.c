@@ -426,7 +426,9 @@ static int apply_l2(struct qcow2_image *img, struct seen_map *m)
 		if (!seen->matched)
 			return -ESTALE;
 		while (!ret && clusters)
-			ret = count_linked(img, host + --clusters, seen->final.word & QCOW2_COPIED);
+			ret = count_linked(img, host + --clusters,
+					   !(seen->final.word & QCOW2_COMPRESSED) &&
+						   seen->final.word & QCOW2_COPIED);
 		if (!ret)
 			ret = map_slice_get(img, g, &s);
 		if (!ret && !s)

@@ -27,6 +27,7 @@ enum outcome {
 	UNSERVED,  /* info shows it; opening it is refused by a line that matches the pattern */
 	READ_ONLY, /* opens for reading only; the range, if there is one, reads as anything or EIO */
 	RANGE_EIO, /* opens; the range gives EIO to reads and writes; all else is served */
+	READ_EIO,  /* opens; the range gives EIO to reads, writes may fail; all else is served */
 	READ_ANY,  /* opens; the range reads as anything or EIO, writes may fail; all else is served */
 	ALLOC,	   /* reads right; allocating writes may fail, and never damage what is there */
 	SERVED,	   /* unusual, but valid: everything works */
@@ -34,7 +35,7 @@ enum outcome {
 
 struct bad_case {
 	const char *name;
-	const char *base; /* which good image: v3, v2, ... */
+	const char *base; /* which good image: v3, v2, snap; full of compressed clusters: zlib, zstd */
 	enum outcome outcome;
 	const char *pattern; /* an extended regular expression for the message */
 	void (*spoil)(struct image *img, uint64_t a, uint64_t b);
@@ -45,8 +46,8 @@ struct bad_case {
 /* Most cases need only the first few members; the others are zero. */
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers"
 
-extern const struct bad_case header_cases[], table_cases[], map_cases[];
-extern const size_t header_case_count, table_case_count, map_case_count;
+extern const struct bad_case header_cases[], table_cases[], map_cases[], compressed_cases[];
+extern const size_t header_case_count, table_case_count, map_case_count, compressed_case_count;
 
 /* ---- image.c: access to the image in memory; out of range access aborts ---- */
 
@@ -84,6 +85,9 @@ uint64_t refcount_at(const struct image *img, uint64_t host); /* of the 16-bit r
 
 #define COPIED	   ((uint64_t)1 << 63)
 #define COMPRESSED ((uint64_t)1 << 62)
+/* Of a compressed cluster's descriptor, in clusters of GOOD_CLUSTER bytes. */
+#define DESCRIPTOR_OFFSET_MASK (((uint64_t)1 << 58) - 1)
+#define DESCRIPTOR_SECTORS(n)  ((uint64_t)(n) << 58)
 #define OFFSET_MASK ((uint64_t)0x00fffffffffffe00)
 
 #endif

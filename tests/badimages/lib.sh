@@ -47,6 +47,9 @@ make_good() {
 		[[ $base == snap ]] && qemu-img snapshot -c one good/snap.qcow2
 	done
 	qemu-img convert -f qcow2 -O raw good/v3.qcow2 good/raw
+	for base in zlib zstd; do
+		qemu-img convert -c -f raw -O qcow2 -o cluster_size=4096,compression_type=$base good/raw good/$base.qcow2
+	done
 	"$MAKE_BAD" layout good/v3.qcow2 && "$MAKE_BAD" layout good/v2.qcow2 || exit 1
 	local mib
 	"$BOUNDED" -p peak 60 0 "$QCOW2_IO" -r -c readall good/v3.qcow2 || exit 1
@@ -160,7 +163,8 @@ case_read_only() {
 # The spoilt range is $offset, $len; see enum outcome in bad.h.
 case_range() {
 	local end=$((offset + len)) size=$((8388608 + 1536)) rest broken errors
-	rest="read $end $((size - end))"
+	rest=
+	((end >= size)) || rest="read $end $((size - end))"
 	((offset == 0)) || rest+=$'\n'"read 0 $offset"
 	case $outcome in
 	range-eio)
@@ -168,6 +172,11 @@ case_range() {
 			fail EIO read $offset $len
 			fail EIO read $((end - 512)) 512
 			fail EIO read $((offset > 512 ? offset - 512 : 0)) 2048"
+		;;
+	read-eio)
+		broken="fail EIO read $offset 512
+			fail EIO read $offset $len
+			fail EIO read $((end - 512)) 512"
 		;;
 	read-any)
 		broken="forget $offset $len
@@ -186,8 +195,8 @@ case_range() {
 			fail EIO write -P 1 $offset 8k
 			fail EIO write -z $((end - 512)) 512"
 		;;
-	read-any)
-		broken+=$'\n'"try write -P 1 $offset 512
+	read-eio | read-any)
+		broken="forget $offset $len"$'\n'${broken//fail EIO/try}$'\n'"try write -P 1 $offset 512
 			try write -P 2 $((end - 4096)) 4096
 			try write -z $((end - 512)) 512"
 		;;
@@ -278,7 +287,7 @@ run_cases() {
 		cp --sparse=always bad/$name.qcow2 before
 		: >err
 		case $outcome in
-		range-eio | read-any) case_range ;;
+		range-eio | read-eio | read-any) case_range ;;
 		*) "case_${outcome//-/_}" ;;
 		esac
 		rm -f bad/$name.qcow2

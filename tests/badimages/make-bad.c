@@ -18,7 +18,7 @@
 
 static const char *const outcome_names[] = {
 	[REFUSE] = "refuse",	 [UNSERVED] = "unserved", [READ_ONLY] = "read-only",
-	[RANGE_EIO] = "range-eio", [READ_ANY] = "read-any",
+	[RANGE_EIO] = "range-eio", [READ_EIO] = "read-eio", [READ_ANY] = "read-any",
 	[ALLOC] = "alloc",	 [SERVED] = "served",
 };
 
@@ -29,6 +29,7 @@ static const struct {
 	{header_cases, &header_case_count},
 	{table_cases, &table_case_count},
 	{map_cases, &map_case_count},
+	{compressed_cases, &compressed_case_count},
 };
 
 #define FOR_EACH_CASE(c)                                                                           \

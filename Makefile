@@ -223,6 +223,9 @@ install: all
 		install -D -m 644 $$page $(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page#man/} || exit; done
 	for unit in $(wildcard packaging/*.service packaging/*.socket); do \
 		install -D -m 644 $$unit $(DESTDIR)$(UNITDIR)/$${unit#packaging/} || exit; done
+	install -d $(DESTDIR)$(PREFIX)/share/doc/ublk-qcow2
+	sed 's|/usr/local/sbin|$(PREFIX)/sbin|' packaging/60-ublk-unprivileged.rules \
+		>$(DESTDIR)$(PREFIX)/share/doc/ublk-qcow2/60-ublk-unprivileged.rules
 	install -D -m 644 packaging/ublk-qcow2.bash-completion \
 		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/ublk-qcow2
 

@@ -13,7 +13,7 @@ build=(gcc libc6-dev pkg-config liburing-dev libfuse3-dev libjansson-dev
 	libdeflate-dev zlib1g-dev libzstd-dev libgcrypt20-dev)
 demo=(qemu-utils e2fsprogs fuse3 mount util-linux diffutils findutils)
 test=(qemu-utils e2fsprogs fuse3 mount util-linux diffutils findutils
-	libcmocka-dev fio xfsprogs kmod procps iproute2 jq valgrind attr)
+	libcmocka-dev fio xfsprogs kmod procps iproute2 jq valgrind attr udev)
 bench=(qemu-utils qemu-system-common fio fuse3 mount util-linux python3)
 # the virtual machine, for hosts without ublk (amd64 only)
 machine=(qemu-system-x86 qemu-system-common busybox)

@@ -51,6 +51,7 @@ enum {
 	OPT_MLOCK,
 	OPT_NO_MLOCK,
 	OPT_ON_ENOSPC,
+	OPT_UNPRIVILEGED,
 };
 
 static const struct option long_options[] = {
@@ -79,6 +80,7 @@ static const struct option long_options[] = {
 	{"mlock", no_argument, NULL, OPT_MLOCK},
 	{"no-mlock", no_argument, NULL, OPT_NO_MLOCK},
 	{"on-enospc", required_argument, NULL, OPT_ON_ENOSPC},
+	{"unprivileged", no_argument, NULL, OPT_UNPRIVILEGED},
 	CLI_KEY_OPTIONS,
 	CLI_LONG_HELP,
 	{0},
@@ -90,6 +92,7 @@ struct add {
 	char *path;	   /* absolute, links followed */
 	bool foreground;
 	bool have_size;
+	bool have_recovery;
 	struct cli_names names;
 };
 
@@ -200,7 +203,11 @@ static int option_set(const struct cli_command *cmd, struct add *add, int option
 	case OPT_FOREGROUND:
 		add->foreground = true;
 		break;
+	case OPT_UNPRIVILEGED:
+		add->config.unprivileged = true;
+		break;
 	case OPT_RECOVERY:
+		add->have_recovery = true;
 		return recovery_set(cmd, add, value);
 	case OPT_DATA_PATH:
 		return data_path_set(cmd, add, value);
@@ -249,6 +256,25 @@ static int option_set(const struct cli_command *cmd, struct add *add, int option
 		add->have_size = true;
 		break;
 	}
+	return CLI_OK;
+}
+
+/* What the kernel does not give to devices of users other than root, and what it would end. */
+static int unprivileged_check(const struct cli_command *cmd, struct add *add)
+{
+	struct daemon_config *c = &add->config;
+
+	if (!c->unprivileged)
+		return CLI_OK;
+	if (c->no_loop || (c->frontend && strcmp(c->frontend->name, "ublk") != 0))
+		return cli_usage(cmd, "--unprivileged is for --frontend ublk");
+	if (add->have_recovery && c->recovery != FRONTEND_RECOVERY_OFF)
+		return cli_usage(cmd, "the kernel allows unprivileged devices no recovery: --recovery off");
+	if (c->hold_enospc)
+		return cli_usage(cmd, "--on-enospc stop is not for unprivileged devices: the kernel kills daemons "
+				      "of those that let it wait");
+	c->frontend = &frontend_ublk;
+	c->recovery = FRONTEND_RECOVERY_OFF;
 	return CLI_OK;
 }
 
@@ -394,6 +420,8 @@ static int run(const struct cli_command *cmd, int argc, char **argv)
 		return cli_usage(cmd, "one image at a time");
 	add.image = argv[optind];
 	status = options_check(cmd, &add);
+	if (!status)
+		status = unprivileged_check(cmd, &add);
 	if (status)
 		return status;
 
@@ -440,6 +468,8 @@ const struct cli_command cli_command_add = {
 		"                           space; unmap: one that gives it back (off)\n"
 		"      --on-enospc POLICY   what meets the end of the image's space: report: fails; stop: is held\n"
 		"                           until there is room (see 'resume') (report)\n"
+		"      --unprivileged       ublk: a device of your own, if you are not root; needs the udev rule that\n"
+		"                           comes with this program, and does without recovery and zero copy\n"
 		"      --backing-dir DIR    names in IMAGE (backing file, data file) may also lead to DIR and below,\n"
 		"                           not only to IMAGE's own folder and below; may be repeated\n"
 		"      --backing-any        names in IMAGE may lead anywhere\n"

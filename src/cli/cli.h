@@ -79,6 +79,7 @@ extern const struct cli_command cli_command_create;
 extern const struct cli_command cli_command_del;
 extern const struct cli_command cli_command_info;
 extern const struct cli_command cli_command_list;
+extern const struct cli_command cli_command_owner;
 extern const struct cli_command cli_command_recover;
 extern const struct cli_command cli_command_resize;
 extern const struct cli_command cli_command_resume;

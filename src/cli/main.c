@@ -27,6 +27,7 @@ static const struct cli_command *const commands[] = {
 	&cli_command_resume,
 	&cli_command_upgrade,
 	&cli_command_bench,
+	&cli_command_owner,
 };
 
 static void help_print(FILE *out)

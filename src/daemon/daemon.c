@@ -335,6 +335,7 @@ static int device_start(struct daemon *d, struct daemon_report *report, struct e
 		.data_path = d->config.data_path,
 		.no_part_scan = d->config.no_part_scan,
 		.hold_enospc = d->config.hold_enospc,
+		.unprivileged = d->config.unprivileged,
 		.wait_partitions = true,
 		.recover = supervision && supervision->replay,
 		.run_dir = d->dir.path,

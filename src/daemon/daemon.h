@@ -26,6 +26,7 @@ struct daemon_config {
 	int id;				      /* -1: any */
 	bool no_loop;
 	bool no_part_scan;
+	bool unprivileged; /* ublk: the device is this user's, who is not root */
 	bool hold_enospc; /* requests that meet the end of space are held until there is more */
 	/*
 	 * Whether a device whose daemon is killed waits for another one; only in the background and

@@ -34,6 +34,7 @@ struct frontend_options {
 	unsigned depth;	      /* requests in flight in each queue */
 	enum frontend_recovery recovery; /* what the front end cannot do is left out */
 	enum frontend_data_path data_path; /* a front end that has one alone ignores it */
+	bool unprivileged;    /* ublk: a device of this user's, who is not root; without recovery */
 	bool recover;	      /* take over device @id, whose process died, instead of making one */
 	bool no_part_scan;    /* partitions are not looked for */
 	bool wait_partitions; /* start() returns when their nodes are there, too */

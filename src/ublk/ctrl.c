@@ -47,6 +47,7 @@
 struct slot {
 	bool busy;
 	int res;
+	size_t path_len; /* in front of the payload in buf */
 	_Alignas(8) char buf[SLOT_BUF];
 };
 
@@ -55,6 +56,7 @@ struct ublk_ctrl {
 	bool ring_ok;
 	struct io_uring ring;
 	uint64_t features;
+	bool by_path; /* the device is an unprivileged one: see ublk_ctrl_unprivileged() */
 	struct slot slots[SLOTS];
 };
 
@@ -64,7 +66,8 @@ struct call {
 	uint32_t id;
 	uint16_t queue;
 	uint64_t data;
-	const char *path; /* in front of the buffer, if not NULL */
+	bool no_path;	   /* there is no device yet */
+	const char *path; /* in front of the buffer, if not NULL; else where ctrl->by_path says so */
 	void *buf;
 	size_t len;
 	bool to_driver, from_driver; /* which way @buf goes */
@@ -118,16 +121,23 @@ static struct slot *slot_get(struct ublk_ctrl *ctrl)
 
 static int submit(struct ublk_ctrl *ctrl, struct slot *slot, const struct call *call)
 {
-	size_t path_len = call->path ? strlen(call->path) + 1 : 0;
+	const char *path = call->path;
+	char own_path[32];
+	size_t path_len;
 	struct io_uring_sqe *sqe = io_uring_get_sqe(&ctrl->ring);
 	struct ublk_ctrl_cmd *cmd;
 	int ret;
 
+	if (!path && ctrl->by_path && !call->no_path) {
+		snprintf(own_path, sizeof(own_path), "/dev/ublkc%u", call->id);
+		path = own_path;
+	}
+	path_len = slot->path_len = path ? strlen(path) + 1 : 0;
 	assert(path_len + call->len <= SLOT_BUF);
 	if (!sqe)
 		return -EBUSY;
 	if (path_len)
-		memcpy(slot->buf, call->path, path_len);
+		memcpy(slot->buf, path, path_len);
 	if (call->to_driver)
 		memcpy(slot->buf + path_len, call->buf, call->len);
 	else
@@ -203,7 +213,7 @@ static int call_quietly(struct ublk_ctrl *ctrl, const struct call *call)
 	if (slot->res < 0)
 		return slot->res;
 	if (call->from_driver)
-		memcpy(call->buf, slot->buf + (call->path ? strlen(call->path) + 1 : 0), call->len);
+		memcpy(call->buf, slot->buf + slot->path_len, call->len);
 	return 0;
 }
 
@@ -299,6 +309,11 @@ void ublk_ctrl_close(struct ublk_ctrl *ctrl)
 		free(ctrl);
 }
 
+void ublk_ctrl_unprivileged(struct ublk_ctrl *ctrl, bool unprivileged)
+{
+	ctrl->by_path = unprivileged;
+}
+
 uint64_t ublk_ctrl_features(const struct ublk_ctrl *ctrl)
 {
 	return ctrl->features;
@@ -306,8 +321,10 @@ uint64_t ublk_ctrl_features(const struct ublk_ctrl *ctrl)
 
 int ublk_ctrl_add(struct ublk_ctrl *ctrl, struct ublk_dev_info *info, struct error *err)
 {
+	bool unprivileged = info->flags & UBLK_F_UNPRIVILEGED_DEV;
 	uint32_t wanted = info->dev_id;
 	struct call call = {
+		.no_path = true,
 		.name = "ADD_DEV",
 		.op = UBLK_OP_ADD_DEV,
 		.id = info->dev_id,
@@ -322,12 +339,17 @@ int ublk_ctrl_add(struct ublk_ctrl *ctrl, struct ublk_dev_info *info, struct err
 
 	switch (ret) {
 	case 0:
+		ublk_ctrl_unprivileged(ctrl, info->flags & UBLK_F_UNPRIVILEGED_DEV);
 		return 0;
 	case -EEXIST:
 		return error_set(err, ret, "device number %u is taken", wanted);
 	case -EPERM:
 	case -EACCES:
-		return error_set(err, ret, "making a ublk device needs root (CAP_SYS_ADMIN)");
+		if (unprivileged)
+			return error_set(err, ret, "the ublk driver makes no more unprivileged devices (%s)",
+					 strerror(-ret));
+		return error_set(err, ret, "making a ublk device needs root (CAP_SYS_ADMIN), or "
+					   "--unprivileged");
 	case -EINVAL:
 		if (wanted != UINT32_MAX)
 			return error_set(err, ret, "the ublk driver refuses device number %u",

@@ -25,6 +25,12 @@ void ublk_ctrl_close(struct ublk_ctrl *ctrl); /* accepts NULL */
 
 uint64_t ublk_ctrl_features(const struct ublk_ctrl *ctrl);
 
+/*
+ * Whether the device that is spoken of from now on is an unprivileged one: its commands name it by its char
+ * device's path, and whoever may use that may give them. ublk_ctrl_add() sets it.
+ */
+void ublk_ctrl_unprivileged(struct ublk_ctrl *ctrl, bool unprivileged);
+
 /* @info says what is wanted and is overwritten with what was made. dev_id UINT32_MAX: any. */
 int ublk_ctrl_add(struct ublk_ctrl *ctrl, struct ublk_dev_info *info, struct error *err) must_check;
 /* Reads them back and fails if the driver dropped any. */

@@ -104,6 +104,37 @@ static bool is_held(unsigned id)
 	return false;
 }
 
+static void device_fill(struct ublk_device *out, unsigned id, const struct ublk_dev_info *info)
+{
+	*out = (struct ublk_device){
+		.id = id,
+		.queues = info->nr_hw_queues,
+		.depth = info->queue_depth,
+		.server_pid = info->ublksrv_pid,
+		.state = state_name(info->state),
+		.served = info->state == UBLK_STATE_LIVE && process_there(info->ublksrv_pid),
+		.unprivileged = info->flags & UBLK_F_UNPRIVILEGED_DEV,
+		.owner_uid = info->owner_uid,
+		.owner_gid = info->owner_gid,
+		.recoverable = info->state == UBLK_STATE_QUIESCED || info->state == UBLK_STATE_FAIL_IO,
+	};
+}
+
+int ublk_device_get(unsigned id, struct ublk_device *out, struct error *err)
+{
+	struct ublk_dev_info info;
+	struct ublk_ctrl *ctrl;
+	int ret = ublk_ctrl_open(&ctrl, err);
+
+	if (ret)
+		return ret;
+	ret = ublk_ctrl_info(ctrl, id, &info, err);
+	if (!ret)
+		device_fill(out, id, &info);
+	ublk_ctrl_close(ctrl);
+	return ret;
+}
+
 int ublk_devices(struct ublk_device *devices, size_t max, struct error *err)
 {
 	struct ublk_ctrl *ctrl;
@@ -129,15 +160,7 @@ int ublk_devices(struct ublk_device *devices, size_t max, struct error *err)
 			continue;
 		if (nr++ >= max)
 			continue;
-		devices[nr - 1] = (struct ublk_device){
-			.id = (unsigned)id,
-			.queues = info.nr_hw_queues,
-			.depth = info.queue_depth,
-			.server_pid = info.ublksrv_pid,
-			.state = state_name(info.state),
-			.served = info.state == UBLK_STATE_LIVE && process_there(info.ublksrv_pid),
-			.recoverable = info.state == UBLK_STATE_QUIESCED || info.state == UBLK_STATE_FAIL_IO,
-		};
+		device_fill(&devices[nr - 1], (unsigned)id, &info);
 	}
 	closedir(dir);
 	ublk_ctrl_close(ctrl);
@@ -160,6 +183,8 @@ int ublk_device_delete(unsigned id, bool *lingers, struct error *err)
 	if (ret)
 		return ret;
 	ret = ublk_ctrl_info(ctrl, id, &info, err);
+	if (!ret)
+		ublk_ctrl_unprivileged(ctrl, info.flags & UBLK_F_UNPRIVILEGED_DEV);
 	if (!ret)
 		ret = ublk_ctrl_stop(ctrl, id, err);
 	if (!ret)

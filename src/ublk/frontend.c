@@ -61,6 +61,7 @@ struct frontend {
 	const struct ublk_data_path *path;
 	bool added;	  /* by us: deleted if starting fails, and at the end */
 	bool recovered;
+	bool unprivileged;
 	int char_fd;
 	int gone_fd;
 	struct hold_device hold;
@@ -74,8 +75,9 @@ struct frontend {
 
 /* Where zero copy is not, the driver's copy is: it costs no system call of its own. */
 static int path_choose(const struct ublk_data_path **out, const struct target *t,
-		       enum frontend_data_path wanted, uint64_t features, struct error *err)
+		       const struct frontend_options *opts, uint64_t features, struct error *err)
 {
+	enum frontend_data_path wanted = opts->data_path;
 	static const struct ublk_data_path *const paths[] = {
 		[FRONTEND_DATA_COPY] = &ublk_path_copy,
 		[FRONTEND_DATA_USER_COPY] = &ublk_path_user_copy,
@@ -83,6 +85,10 @@ static int path_choose(const struct ublk_data_path **out, const struct target *t
 	};
 	uint64_t zero = ublk_path_zero_copy.dev_flags;
 
+	if (opts->unprivileged && wanted != FRONTEND_DATA_AUTO && wanted != FRONTEND_DATA_COPY)
+		return error_set(err, -EOPNOTSUPP, "the kernel allows unprivileged devices no data path but copy");
+	if (opts->unprivileged)
+		wanted = FRONTEND_DATA_COPY;
 	if (wanted == FRONTEND_DATA_AUTO)
 		wanted = t->limits.registered_buffers && (features & zero) == zero
 				 ? FRONTEND_DATA_ZERO_COPY
@@ -127,6 +133,10 @@ static int device_flags(const struct frontend *f, const struct frontend_options 
 		return error_set(err, -EOPNOTSUPP,
 				 "the kernel's ublk driver cannot fail I/O while it waits for recovery (6.13 "
 				 "and later can)");
+	if (opts->unprivileged)
+		*flags |= UBLK_F_UNPRIVILEGED_DEV;
+	if (*flags & UBLK_F_UNPRIVILEGED_DEV & ~features)
+		return error_set(err, -EOPNOTSUPP, "the kernel's ublk driver has no unprivileged devices");
 	if (opts->no_part_scan)
 		*flags |= UBLK_F_NO_AUTO_PART_SCAN;
 	if (*flags & UBLK_F_NO_AUTO_PART_SCAN & ~features)
@@ -157,6 +167,8 @@ static int device_add(struct frontend *f, const struct frontend_options *opts, u
 		return ret;
 	f->added = true;
 	snprintf(f->device, sizeof(f->device), "/dev/ublkb%u", f->info.dev_id);
+	if (flags & ~f->info.flags & UBLK_F_UNPRIVILEGED_DEV)
+		return error_set(err, -EINVAL, "devices of root (CAP_SYS_ADMIN) are privileged ones");
 	if ((f->info.flags & flags) != flags)
 		return error_set(
 			err, -EPROTO, "the ublk driver refused device flags (%#llx of %#llx)",
@@ -174,12 +186,46 @@ static int device_add(struct frontend *f, const struct frontend_options *opts, u
 	return 0;
 }
 
+/*
+ * The nodes are root's, until somebody, for example udev by the rule in packaging/, gives them to who made the
+ * device: by then no command about it is allowed, not even to delete it.
+ */
+static int access_wait(const char *path, int mode, struct error *err)
+{
+	struct timespec pause = {.tv_nsec = 5000000};
+
+	for (unsigned waited_ms = 0; euidaccess(path, mode); waited_ms += 5) {
+		int ret = -errno;
+
+		if (waited_ms >= NODE_MS)
+			return error_set(err, ret,
+					 "no access to %s after %u s: is there a udev rule that gives "
+					 "unprivileged devices to their owners?",
+					 path, NODE_MS / 1000);
+		nanosleep(&pause, NULL);
+	}
+	return 0;
+}
+
+static int char_node_wait(struct frontend *f, struct error *err)
+{
+	char path[32];
+	int ret;
+
+	snprintf(path, sizeof(path), "/dev/ublkc%u", f->info.dev_id);
+	f->unprivileged = true;
+	ret = access_wait(path, R_OK | W_OK, err);
+	if (ret)
+		log_err("%s: only root can take this device away now: 'ublk-qcow2 del --orphans'", f->device);
+	return ret;
+}
+
 static int device_make(struct frontend *f, const struct frontend_options *opts, struct error *err)
 {
 	const struct target *t = f->target;
 	struct ublk_params params;
 	uint32_t buf_bytes;
-	int ret = path_choose(&f->path, t, opts->data_path, ublk_ctrl_features(f->ctrl), err);
+	int ret = path_choose(&f->path, t, opts, ublk_ctrl_features(f->ctrl), err);
 
 	if (ret)
 		return ret;
@@ -190,6 +236,8 @@ static int device_make(struct frontend *f, const struct frontend_options *opts, 
 	if (f->path->registers)
 		ublk_params_align(&params, IMAGE_ALIGN_BYTES);
 	ret = device_add(f, opts, buf_bytes, err);
+	if (!ret && opts->unprivileged)
+		ret = char_node_wait(f, err);
 	return ret ? ret : ublk_ctrl_set_params(f->ctrl, f->info.dev_id, &params, err);
 }
 
@@ -310,7 +358,8 @@ static int scan_prepare(struct frontend *f, const struct frontend_options *opts,
 {
 	int ret;
 
-	f->scan = opts->wait_partitions && !opts->no_part_scan && !opts->recover;
+	/* the kernel reads no partitions of an unprivileged device */
+	f->scan = opts->wait_partitions && !opts->no_part_scan && !opts->recover && !opts->unprivileged;
 	if (!f->scan)
 		return 0;
 	ret = child_start(&f->scan_child, partitions_read, f, -1, err);
@@ -352,6 +401,8 @@ static int device_serve(struct frontend *f, struct error *err)
 		return ret;
 	f->added = true;
 	ret = block_node_wait(f, err);
+	if (!ret && f->unprivileged)
+		ret = access_wait(f->device, f->target->limits.read_only ? R_OK : R_OK | W_OK, err);
 	if (!ret)
 		scan_finish(f);
 	return ret;

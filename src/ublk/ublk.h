@@ -19,6 +19,9 @@ struct ublk_device {
 	pid_t server_pid;  /* <= 0: none */
 	const char *state; /* "dead", "live", "quiesced", "fail-io" */
 	bool served;	   /* live, and its server's process is there */
+	bool unprivileged; /* it is its owner's: */
+	uid_t owner_uid;
+	gid_t owner_gid;
 	bool recoverable;  /* nobody serves it, and it waits for somebody who does */
 };
 
@@ -27,6 +30,9 @@ struct ublk_device {
  * there are, of which the first @max were written, or -errno.
  */
 int ublk_devices(struct ublk_device *devices, size_t max, struct error *err) must_check;
+
+/* What one device is; -ENODEV if there is none. */
+int ublk_device_get(unsigned id, struct ublk_device *out, struct error *err) must_check;
 
 /* Whether nobody serves a device, nor is about to. Opens its char device for a moment. */
 bool ublk_device_is_orphan(const struct ublk_device *device);

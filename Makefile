@@ -139,12 +139,14 @@ $(BUILD)/tests/sim/sim-mutants: $(MUTANT_OBJS) $(LIB)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SIM_LDFLAGS) -o $@ $^ $(LDLIBS)
 
 # loaded into the program, to show that a test notices what it breaks
-$(BUILD)/tests/tools/drop-syncs.so: tests/tools/preload/drop-syncs.c
+PRELOADS := $(patsubst tests/tools/preload/%.c,$(BUILD)/tests/tools/%.so,$(wildcard tests/tools/preload/*.c))
+
+$(PRELOADS): $(BUILD)/tests/tools/%.so: tests/tools/preload/%.c
 	@mkdir -p $(@D)
 	$(call say,LINK)
 	$(Q)$(CC) $(CPPFLAGS) $(filter-out -fsanitize%,$(CFLAGS)) -fPIC -shared $(LDFLAGS) -o $@ $< -ldl
 
-TEST_BINS += $(BUILD)/tests/tools/drop-syncs.so
+TEST_BINS += $(PRELOADS)
 
 SIM_BINS := $(patsubst %,$(BUILD)/tests/sim/%,test_simdisk sim sim-mutants)
 TEST_BINS += $(SIM_BINS)

@@ -71,8 +71,9 @@ static int zero_setup(struct ublk_queue *q, struct error *err)
 	if (ret)
 		return ret;
 	ret = io_uring_register_buffers_sparse(loop_ring(q->loop), q->config.depth);
-	if (ret)
-		return error_set(err, ret, "io_uring has no table of buffers: %s", strerror(-ret));
+	if (ret) /* then every request falls back */
+		log_warn("ublk device %u, queue %u: io_uring has no table of buffers (%s): data is copied",
+			 q->config.dev_id, q->config.queue, strerror(-ret));
 	return 0;
 }
 

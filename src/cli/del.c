@@ -229,7 +229,7 @@ static int stop_run(const struct cli_command *cmd, int argc, char **argv)
 
 static bool entry_is_lost(const struct entry *e)
 {
-	return e->state == ENTRY_DEAD;
+	return e->state == ENTRY_DEAD || entry_lost_device(e);
 }
 
 static int run(const struct cli_command *cmd, int argc, char **argv)
@@ -278,7 +278,8 @@ const struct cli_command cli_command_del = {
 		"\n"
 		"      --all           all devices\n"
 		"      --orphans       what nobody serves any more: of this program's, what a killed daemon left\n"
-		"                      and cannot be recovered; and ublk devices of any other program\n"
+		"                      and cannot be recovered; daemons whose device is gone; and ublk devices of\n"
+		"                      any other program\n"
 		"  -f, --force         also where it is in use: its users get I/O errors from then on\n"
 		"  -w, --wait SECONDS  let a device in use become free for so long; then it is refused\n"
 		"  -h, --help          this text\n",

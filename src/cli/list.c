@@ -26,6 +26,8 @@ static const struct option long_options[] = {
 /* While requests are held for want of space, that is what is worth a look. */
 static const char *state_shown(const struct entry *e)
 {
+	if (entry_lost_device(e))
+		return "lost";
 	return e->state == ENTRY_LIVE && e->no_space ? "no-space" : entry_state_name(e->state);
 }
 
@@ -83,8 +85,13 @@ static int json_print(const struct entry_list *list, const struct ublk_device *o
 	char *text;
 	int ret = array ? 0 : -1;
 
-	for (size_t i = 0; !ret && i < list->count; i++)
-		ret = json_array_append_new(array, entry_to_json(&list->entries[i]));
+	for (size_t i = 0; !ret && i < list->count; i++) {
+		json_t *o = entry_to_json(&list->entries[i]);
+
+		if (entry_lost_device(&list->entries[i]))
+			json_object_set_new(o, "state", json_string("lost"));
+		ret = json_array_append_new(array, o);
+	}
 	for (int i = 0; !ret && i < nr_orphans; i++)
 		ret = json_array_append_new(array, orphan_json(&orphans[i]));
 	text = ret ? NULL : json_dumps(array, JSON_INDENT(4) | JSON_ENSURE_ASCII);
@@ -141,7 +148,8 @@ const struct cli_command cli_command_list = {
 	.summary = "say what is attached",
 	.synopsis = "[--json]",
 	.help = "Lists the attached devices. State: starting; live; no-space, live, but requests are held until there\n"
-		"is space (see 'add --on-enospc'); stopping; recovering; quiesced, where 'ublk-qcow2 recover' is\n"
+		"is space (see 'add --on-enospc'); lost, where the daemon is there, but its device is gone, so that the\n"
+		"daemon is ending or hangs; stopping; recovering; quiesced, where 'ublk-qcow2 recover' is\n"
 		"waited for; dead, where the daemon was killed and 'ublk-qcow2 del' has to clean up after it;\n"
 		"orphan, a ublk device of whatever program that nobody serves (see 'del --orphans').\n"
 		"\n"

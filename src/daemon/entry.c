@@ -41,6 +41,12 @@ const char *entry_state_name(enum entry_state state)
 	return state_names[state];
 }
 
+bool entry_lost_device(const struct entry *e)
+{
+	return e->state == ENTRY_LIVE && strcmp(e->frontend, "ublk") == 0 && e->device[0] &&
+	       access(e->device, F_OK) && errno == ENOENT;
+}
+
 void entry_image_id(char out[64], const struct stat *st)
 {
 	if (S_ISBLK(st->st_mode))

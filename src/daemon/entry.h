@@ -77,6 +77,9 @@ static inline bool entry_is_dead(const struct entry *e)
 	return e->state == ENTRY_DEAD || e->state == ENTRY_QUIESCED;
 }
 
+/* A daemon serves a ublk device that is not there any more: it is about to notice, or it hangs. */
+bool entry_lost_device(const struct entry *e);
+
 /* The identity of a file or block device, for entry.image_id. */
 void entry_image_id(char out[64], const struct stat *st);
 

@@ -12,7 +12,6 @@
  * not end, that would wait for it without end: then nothing is ended, and the image is never closed.
  */
 #include <errno.h>
-#include <semaphore.h>
 #include <stdlib.h>
 
 #include "base/list.h"
@@ -245,49 +244,13 @@ static void qcow2_target_queue_stop(struct target *t, unsigned queue)
 	}
 }
 
-struct resize {
-	struct loop_msg msg;
-	struct co_task task;
-	struct qcow2_target *qt;
-	uint64_t size_bytes;
-	struct error *err;
-	int ret;
-	sem_t done;
-};
-
-static void resize_task(struct co_task *task)
-{
-	struct resize *r = container_of(task, struct resize, task);
-
-	r->ret = qcow2_resize(r->qt->img, r->size_bytes, r->err);
-	sem_post(&r->done);
-}
-
-static void resize_begin(struct loop_msg *msg)
-{
-	struct resize *r = container_of(msg, struct resize, msg);
-
-	loop_spawn(r->qt->queues[0].loop, &r->task);
-}
-
 static int qcow2_target_resize(struct target *t, uint64_t size_bytes, struct error *err)
 {
 	struct qcow2_target *qt = self(t);
-	struct resize r = {.msg = {.fn = resize_begin},
-			   .task = {.fn = resize_task},
-			   .qt = qt,
-			   .size_bytes = size_bytes,
-			   .err = err};
 
 	if (size_bytes < qcow2_size_bytes(qt->img))
 		return error_set(err, -EOPNOTSUPP, "cannot shrink while it is attached");
-	list_init(&r.task.list);
-	sem_init(&r.done, 0, 0);
-	loop_post(qt->queues[0].loop, &r.msg);
-	while (sem_wait(&r.done))
-		;
-	sem_destroy(&r.done);
-	return r.ret;
+	return resize_run(qt->img, size_bytes, err);
 }
 
 static int qcow2_target_snapshot(struct target *t, enum target_snapshot what, const char *name,

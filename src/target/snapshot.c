@@ -23,8 +23,10 @@ struct job {
 	struct loop_msg msg;
 	struct co_task task;
 	struct qcow2_image *img;
+	int (*operate)(struct job *job);
 	enum target_snapshot what;
 	char name[1024];
+	uint64_t size_bytes;
 	pthread_mutex_t lock;
 	pthread_cond_t cond;
 	bool done, left; /* by the loop, by the asker */
@@ -40,7 +42,12 @@ static void job_free(struct job *job)
 	free(job);
 }
 
-static int operate(struct job *job)
+static int resize_operate(struct job *job)
+{
+	return qcow2_resize(job->img, job->size_bytes, &job->err);
+}
+
+static int snapshot_operate(struct job *job)
 {
 	switch (job->what) {
 	case TARGET_SNAPSHOT_CREATE:
@@ -57,7 +64,7 @@ static void job_task(struct co_task *task)
 	struct job *job = container_of(task, struct job, task);
 	bool left;
 
-	job->ret = operate(job);
+	job->ret = job->operate(job);
 	pthread_mutex_lock(&job->lock);
 	job->done = true;
 	left = job->left;
@@ -76,7 +83,7 @@ static void job_arrived(struct loop_msg *msg)
 	loop_spawn(loop_self(), &job->task);
 }
 
-static struct job *job_make(struct qcow2_image *img, enum target_snapshot what, const char *name)
+static struct job *job_make(struct qcow2_image *img, int (*operate)(struct job *job))
 {
 	struct job *job = calloc(1, sizeof(*job));
 	pthread_condattr_t attr;
@@ -84,8 +91,7 @@ static struct job *job_make(struct qcow2_image *img, enum target_snapshot what, 
 	if (!job)
 		return NULL;
 	job->img = img;
-	job->what = what;
-	strcpy(job->name, name);
+	job->operate = operate;
 	job->msg.fn = job_arrived;
 	pthread_mutex_init(&job->lock, NULL);
 	pthread_condattr_init(&attr);
@@ -95,28 +101,24 @@ static struct job *job_make(struct qcow2_image *img, enum target_snapshot what, 
 	return job;
 }
 
-int snapshot_run(struct qcow2_image *img, enum target_snapshot what, const char *name,
-		 uint64_t *pause_ns, struct error *err)
+/* Runs @job, and frees it unless the loop is still at it. */
+static int job_run(struct job *job, unsigned wait_ms, uint64_t *pause_ns, struct error *err)
 {
 	struct timespec until;
-	struct job *job;
 	int ret = 0;
 
-	if (strlen(name) >= sizeof(job->name))
-		return error_set(err, -EINVAL, "the snapshot's name is too long");
-	job = job_make(img, what, name);
-	if (!job)
-		return error_set(err, -ENOMEM, "out of memory");
 	clock_gettime(CLOCK_MONOTONIC, &until);
-	until.tv_sec += SNAPSHOT_WAIT_MS / 1000;
-	loop_post(qcow2_metadata_loop(img), &job->msg);
+	until.tv_sec += wait_ms / 1000;
+	loop_post(qcow2_metadata_loop(job->img), &job->msg);
 	pthread_mutex_lock(&job->lock);
 	while (!job->done && !ret)
 		ret = pthread_cond_timedwait(&job->cond, &job->lock, &until);
 	if (!job->done) {
 		job->left = true;
 		pthread_mutex_unlock(&job->lock);
-		return error_set(err, -ETIMEDOUT, "the operation takes too long; it may go on");
+		return error_set(err, -ETIMEDOUT,
+				 "the image's storage did not do it within %u s; it may still be done",
+				 wait_ms / 1000);
 	}
 	pthread_mutex_unlock(&job->lock);
 	ret = job->ret;
@@ -125,4 +127,30 @@ int snapshot_run(struct qcow2_image *img, enum target_snapshot what, const char 
 		error_set(err, ret, "%s", error_text(&job->err, ret));
 	job_free(job);
 	return ret;
+}
+
+int snapshot_run(struct qcow2_image *img, enum target_snapshot what, const char *name,
+		 uint64_t *pause_ns, struct error *err)
+{
+	struct job *job;
+
+	if (strlen(name) >= sizeof(job->name))
+		return error_set(err, -EINVAL, "the snapshot's name is too long");
+	job = job_make(img, snapshot_operate);
+	if (!job)
+		return error_set(err, -ENOMEM, "out of memory");
+	job->what = what;
+	strcpy(job->name, name);
+	return job_run(job, SNAPSHOT_WAIT_MS, pause_ns, err);
+}
+
+int resize_run(struct qcow2_image *img, uint64_t size_bytes, struct error *err)
+{
+	struct job *job = job_make(img, resize_operate);
+	uint64_t ignored;
+
+	if (!job)
+		return error_set(err, -ENOMEM, "out of memory");
+	job->size_bytes = size_bytes;
+	return job_run(job, RESIZE_WAIT_MS, &ignored, err);
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * snapshot.h: operations on snapshots of an image whose queues run, asked for by another thread.
+ * snapshot.h: operations on an image whose queues run, asked for by another thread: on its snapshots, and
+ * on its size.
  */
 #ifndef TARGET_SNAPSHOT_H
 #define TARGET_SNAPSHOT_H
@@ -17,5 +18,9 @@ struct qcow2_image;
 #define SNAPSHOT_WAIT_MS 300000
 int snapshot_run(struct qcow2_image *img, enum target_snapshot what, const char *name,
 		 uint64_t *pause_ns, struct error *err) must_check;
+
+/* The same for qcow2_resize(); for RESIZE_WAIT_MS at most. */
+#define RESIZE_WAIT_MS 60000
+int resize_run(struct qcow2_image *img, uint64_t size_bytes, struct error *err) must_check;
 
 #endif

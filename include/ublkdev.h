@@ -42,7 +42,8 @@ struct ublkdev_limits {
 	uint32_t logical_block;	 /* unit of every request: a power of two, 512 to a page; 0: 512 */
 	uint32_t physical_block; /* what it writes best in; 0: 4096, or logical_block if larger */
 	uint32_t io_opt;	 /* preferred size of large requests; 0: none */
-	uint32_t discard_granularity; /* 0: the device does not take UBLKDEV_DISCARD */
+	uint32_t discard_granularity; /* a power of two, logical_block at least; 0: the device
+					 does not take UBLKDEV_DISCARD */
 	uint64_t max_discard;	      /* in one request; 0: 1 GiB */
 	uint64_t max_write_zeroes;    /* in one request; 0: the device does not take
 					 UBLKDEV_WRITE_ZEROES */

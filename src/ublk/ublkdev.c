@@ -268,6 +268,9 @@ static bool limits_good(const struct target_limits *l, struct error *err)
 		what = "io_opt";
 	else if (!l->size_bytes || !is_aligned(l->size_bytes, l->logical_block_bytes))
 		what = "size";
+	else if (l->discard_granularity && (!is_pow2(l->discard_granularity) ||
+					    l->discard_granularity < l->logical_block_bytes))
+		what = "discard_granularity";
 	if (what)
 		error_set(err, -EINVAL, "the program gives its device an impossible %s", what);
 	return !what;

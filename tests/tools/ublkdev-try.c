@@ -14,9 +14,15 @@
  *	hang		as inline; requests of the last quarter are never completed. Ends at SIGTERM
  *			even if it is in use
  *	resize		as inline; at SIGUSR1 it loses its last quarter, and prints "resized RESULT". Ends as hang
+ *	order		as inline; counts the writes of each queue that come after one of a higher offset,
+ *			and prints "writes N out of order M" at the end
+ *	start-killed	once the other queues wait for requests, the process is killed in the start of the
+ *			last one
  *	open-fails	open returns an error with a text
  *	no-text		open returns an error without one
- *	bad-limits	open gives an impossible block size
+ *	bad-block, bad-physical, bad-optimal, bad-size, no-size, bad-granularity, big-block,
+ *	big-size
+ *			open gives an impossible one
  *	start-fails	the start of the last queue returns an error
  *	start-dies	the thread of the last queue ends in queue_start
  *
@@ -54,6 +60,8 @@ static struct {
 	unsigned opened, started, stopped, closed;
 	unsigned long requests[QUEUE_MAX];
 	unsigned long fixed; /* requests with a registered buffer */
+	uint64_t highest[QUEUE_MAX];
+	unsigned long writes, out_of_order;
 
 	pthread_t workers[WORKERS];
 	pthread_mutex_t lock;
@@ -124,11 +132,17 @@ static int try_open(void *data, struct ublkdev_limits *limits, struct ublkdev_er
 		return -EBADMSG;
 	state.opened++;
 	limits->size = SIZE;
-	limits->logical_block = mode("bad-limits") ? 700 : 0;
-	limits->discard_granularity = 4096;
+	limits->logical_block = mode("bad-block") ? 700 : mode("big-block") ? 65536 : 0;
+	limits->physical_block = mode("bad-physical") ? 256 : 0;
+	limits->io_opt = mode("bad-optimal") ? 12345 : 0;
+	limits->discard_granularity = mode("big-block") ? 65536 : 4096;
 	limits->max_write_zeroes = 16 << 20;
 	limits->volatile_cache = true;
 	limits->fua = true;
+	if (mode("bad-size") || mode("no-size") || mode("big-size"))
+		limits->size = mode("bad-size") ? SIZE + 1 : mode("no-size") ? 0 : UINT64_MAX & ~4095ull;
+	if (mode("bad-granularity"))
+		limits->discard_granularity = 700;
 	if (mode("uring") || mode("fixed"))
 		limits->discard_granularity = limits->max_write_zeroes = 0;
 	for (uintptr_t i = 0; mode("threads") && i < WORKERS; i++)
@@ -147,6 +161,10 @@ static int try_queue_start(void *data, struct ublkdev_queue *queue, struct ublkd
 	}
 	if (last && mode("start-dies"))
 		pthread_exit(NULL);
+	if (last && mode("start-killed")) {
+		usleep(300000); /* the fetches of the others have reached the driver */
+		kill(getpid(), SIGKILL);
+	}
 	state.started++;
 	return 0;
 }
@@ -212,6 +230,19 @@ static void uring(struct ublkdev_queue *queue, struct job *job)
 	ublkdev_sqe_bind(sqe, &job->op);
 }
 
+static void note_order(unsigned queue, const struct ublkdev_request *req)
+{
+	uint64_t offset = ublkdev_request_offset(req);
+
+	if (ublkdev_request_op(req) != UBLKDEV_WRITE)
+		return;
+	__atomic_fetch_add(&state.writes, 1, __ATOMIC_RELAXED);
+	if (offset < state.highest[queue])
+		__atomic_fetch_add(&state.out_of_order, 1, __ATOMIC_RELAXED);
+	else
+		state.highest[queue] = offset;
+}
+
 static void try_submit(void *data, struct ublkdev_queue *queue, struct ublkdev_request *req)
 {
 	struct job *job = ublkdev_request_data(req);
@@ -222,6 +253,8 @@ static void try_submit(void *data, struct ublkdev_queue *queue, struct ublkdev_r
 		abort();
 	__atomic_fetch_add(&state.requests[ublkdev_queue_index(queue)], 1, __ATOMIC_RELAXED);
 	job->req = req;
+	if (mode("order"))
+		note_order(ublkdev_queue_index(queue), req);
 	if (mode("uring") || (flush && mode("fixed"))) {
 		uring(queue, job);
 		return;
@@ -335,6 +368,8 @@ int main(int argc, char **argv)
 			printf(" queue%u", i);
 	if (state.fixed)
 		printf(" fixed");
+	if (mode("order"))
+		printf(" writes %lu out of order %lu", state.writes, state.out_of_order);
 	putchar('\n');
 	if (ret) {
 		fprintf(stderr, "ublkdev-try: %s\n", err.text);

@@ -99,8 +99,8 @@ include tests/fuzz/fuzz.mk
 # or need the library.
 UNIT_SRCS := $(wildcard tests/unit/test_*.c)
 UNIT_BINS := $(patsubst %.c,$(BUILD)/%,$(UNIT_SRCS))
-TOOL_BINS := $(patsubst %.c,$(BUILD)/%,$(filter-out tests/tools/qcow2-io.c,$(wildcard tests/tools/*.c)))
-LINKED_BINS := $(addprefix $(BUILD)/tests/,tools/qcow2-io diff/make-script badimages/make-bad budget/budget)
+TOOL_BINS := $(patsubst %.c,$(BUILD)/%,$(filter-out tests/tools/qcow2-io.c tests/tools/fsx.c,$(wildcard tests/tools/*.c)))
+LINKED_BINS := $(addprefix $(BUILD)/tests/,tools/qcow2-io tools/fsx diff/make-script badimages/make-bad budget/budget)
 TEST_BINS := $(UNIT_BINS) $(TOOL_BINS) $(LINKED_BINS) $(REPLAY_BINS)
 
 $(UNIT_BINS): $(BUILD)/%: $(BUILD)/%.o $(LIB)
@@ -158,6 +158,7 @@ sim: $(SIM_BINS)
 
 objs = $(patsubst %.c,$(BUILD)/%.o,$(wildcard $(1)))
 $(BUILD)/tests/tools/qcow2-io: $(call objs,tests/tools/qcow2-io.c tests/tools/io/*.c) $(LIB)
+$(BUILD)/tests/tools/fsx: $(call objs,tests/tools/fsx.c tests/tools/io/shadow.c)
 $(BUILD)/tests/diff/make-script: $(call objs,tests/diff/*.c)
 $(BUILD)/tests/badimages/make-bad: $(call objs,tests/badimages/*.c)
 $(BUILD)/tests/budget/budget: $(call objs,tests/budget/*.c) $(LIB)
@@ -184,6 +185,12 @@ test-all: ## as test, with the counts that need longer
 	@packaging/install-deps.sh build test
 	@+$(MAKE) --no-print-directory -j$$(nproc) test-programs
 	@$(RUN_TESTS) --all $(T)
+
+.PHONY: workloads
+workloads: ## the real workloads at full length (kernel, PostgreSQL, git, ...): see tests/workloads/README.md
+	@packaging/install-deps.sh build test workloads
+	@+$(MAKE) --no-print-directory -j$$(nproc) test-programs
+	@$(RUN_TESTS) --all $(or $(T),workloads)
 
 .PHONY: unit
 unit: ## build and run the unit tests alone

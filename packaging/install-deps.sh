@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 # install-deps.sh: installs the Debian packages that are missing, saying which.
 #
-#   packaging/install-deps.sh [build] [demo] [test] [bench]
+#   packaging/install-deps.sh [build] [demo] [test] [bench] [workloads]
 #
 # Without root it says what to install, with status 1. On a system without dpkg it says nothing and
 # leaves the matter to the compiler.
@@ -13,8 +13,10 @@ build=(gcc libc6-dev pkg-config liburing-dev libfuse3-dev libjansson-dev
 	libdeflate-dev zlib1g-dev libzstd-dev libgcrypt20-dev)
 demo=(qemu-utils e2fsprogs fuse3 mount util-linux diffutils findutils)
 test=(qemu-utils e2fsprogs fuse3 mount util-linux diffutils findutils
-	libcmocka-dev fio xfsprogs kmod procps iproute2 jq valgrind attr udev)
+	libcmocka-dev fio xfsprogs kmod procps iproute2 jq valgrind attr udev git)
 bench=(qemu-utils qemu-system-common fio fuse3 mount util-linux python3)
+# beside those of the tests; tests/workloads/README.md
+workloads=(linux-source xz-utils flex bison bc postgresql)
 # the virtual machine, for hosts without ublk (amd64 only)
 machine=(qemu-system-x86 qemu-system-common busybox)
 
@@ -26,6 +28,7 @@ for purpose; do
 	case $purpose in
 	build) wanted+=("${build[@]}") ;;
 	demo) wanted+=("${demo[@]}") ;;
+	workloads) wanted+=("${workloads[@]}") ;;
 	test | bench)
 		if [[ $purpose == test ]]; then wanted+=("${test[@]}"); else wanted+=("${bench[@]}"); fi
 		[[ -e /dev/ublk-control || -n ${UML_RUN:-} || $(uname -m) != x86_64 ]] ||

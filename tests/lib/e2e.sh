@@ -114,9 +114,11 @@ mount_device() { # FOLDER [OPTION...]
 	mounted+=("$PWD/$folder")
 }
 
-# wait_for SECONDS COMMAND...: until it succeeds
+# wait_for SECONDS COMMAND...: until it succeeds; longer under emulation, and as TEST_SLOW says
+patience=${TEST_SLOW:-1}
+[[ ${VM_ACCEL:-} == tcg ]] && patience=$((patience * 3))
 wait_for() {
-	local end=$((SECONDS + $1))
+	local end=$((SECONDS + $1 * patience))
 	shift
 	until "$@"; do
 		((SECONDS < end)) || return 1

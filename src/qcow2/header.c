@@ -11,7 +11,8 @@
  *     format.h makes is defined and fits 64 bits.
  *  2. No name from the file has a NUL inside or lacks one at its end.
  *  3. An update touches the first sector of the file only; all that the update does not know
- *     (extensions, later fields) is written back as it was read.
+ *     (extensions, later fields) is written back as it was read. So two at a time could land in either
+ *     order, and the older one take back what the newer one wrote: h->updating.
  */
 #include "qcow2/header.h"
 
@@ -382,6 +383,7 @@ int qcow2_header_read(struct storage *st, struct qcow2_header *h, struct error *
 	int ret;
 
 	memset(h, 0, sizeof(*h));
+	co_mutex_init(&h->updating);
 	h->file_name = st->name;
 	if (!first)
 		return error_set(err, -ENOMEM, "%s: no memory for the header", st->name);
@@ -585,12 +587,15 @@ static int store(struct storage *st, const struct qcow2_header *h)
 int qcow2_header_set_refcount_table(struct storage *st, struct qcow2_header *h, uint64_t rt_offset,
 				    uint32_t rt_clusters)
 {
-	uint64_t old_offset = h->rt_offset;
-	uint32_t old_clusters = h->rt_clusters;
+	uint64_t old_offset;
+	uint32_t old_clusters;
 	int ret;
 
 	assert(rt_clusters && is_aligned(rt_offset, h->cluster_bytes));
 	assert((uint64_t)rt_clusters << h->cluster_bits <= QCOW2_MAX_REFCOUNT_TABLE_BYTES);
+	co_lock(&h->updating);
+	old_offset = h->rt_offset;
+	old_clusters = h->rt_clusters;
 	h->rt_offset = rt_offset;
 	h->rt_clusters = rt_clusters;
 	ret = store(st, h);
@@ -598,50 +603,53 @@ int qcow2_header_set_refcount_table(struct storage *st, struct qcow2_header *h, 
 		h->rt_offset = old_offset;
 		h->rt_clusters = old_clusters;
 	}
+	co_unlock(&h->updating);
 	return ret;
 }
 
 int qcow2_header_set_l1(struct storage *st, struct qcow2_header *h, uint64_t l1_offset,
 			uint32_t l1_entries)
 {
-	uint64_t old_offset = h->l1_offset;
-	uint32_t old_entries = h->l1_entries;
-	int ret;
-
-	assert(is_aligned(l1_offset, h->cluster_bytes));
-	assert(l1_entries >= qcow2_l1_entries_for(h->size_bytes, h->cluster_bits, h->l2_bits));
-	h->l1_offset = l1_offset;
-	h->l1_entries = l1_entries;
-	ret = store(st, h);
-	if (ret) {
-		h->l1_offset = old_offset;
-		h->l1_entries = old_entries;
-	}
-	return ret;
+	return qcow2_header_set_disk(st, h, l1_offset, l1_entries, h->size_bytes);
 }
 
 int qcow2_header_set_disk(struct storage *st, struct qcow2_header *h, uint64_t l1_offset,
 			  uint32_t l1_entries, uint64_t size_bytes)
 {
-	uint64_t old_size = h->size_bytes;
+	uint64_t old_offset, old_size;
+	uint32_t old_entries;
 	int ret;
 
-	assert(is_aligned(size_bytes, 512));
+	assert(is_aligned(size_bytes, 512) && is_aligned(l1_offset, h->cluster_bytes));
+	assert(l1_entries >= qcow2_l1_entries_for(size_bytes, h->cluster_bits, h->l2_bits));
+	co_lock(&h->updating);
+	old_offset = h->l1_offset;
+	old_entries = h->l1_entries;
+	old_size = h->size_bytes;
+	h->l1_offset = l1_offset;
+	h->l1_entries = l1_entries;
 	h->size_bytes = size_bytes;
-	ret = qcow2_header_set_l1(st, h, l1_offset, l1_entries);
-	if (ret)
+	ret = store(st, h);
+	if (ret) {
+		h->l1_offset = old_offset;
+		h->l1_entries = old_entries;
 		h->size_bytes = old_size;
+	}
+	co_unlock(&h->updating);
 	return ret;
 }
 
 int qcow2_header_set_snapshots(struct storage *st, struct qcow2_header *h, uint64_t offset,
 			       uint32_t count)
 {
-	uint64_t old_offset = h->snapshots_offset;
-	uint32_t old_count = h->nb_snapshots;
+	uint64_t old_offset;
+	uint32_t old_count;
 	int ret;
 
 	assert(is_aligned(offset, h->cluster_bytes) && count <= QCOW2_MAX_SNAPSHOTS);
+	co_lock(&h->updating);
+	old_offset = h->snapshots_offset;
+	old_count = h->nb_snapshots;
 	h->snapshots_offset = offset;
 	h->nb_snapshots = count;
 	ret = store(st, h);
@@ -649,16 +657,21 @@ int qcow2_header_set_snapshots(struct storage *st, struct qcow2_header *h, uint6
 		h->snapshots_offset = old_offset;
 		h->nb_snapshots = old_count;
 	}
+	co_unlock(&h->updating);
 	return ret;
 }
 
 int qcow2_header_set_features(struct storage *st, struct qcow2_header *h, uint64_t incompatible,
 			      uint64_t compatible, uint64_t autoclear)
 {
-	uint64_t old[3] = {h->incompatible, h->compatible, h->autoclear};
+	uint64_t old[3];
 	int ret;
 
 	assert(h->version >= 3 || !(incompatible | compatible | autoclear));
+	co_lock(&h->updating);
+	old[0] = h->incompatible;
+	old[1] = h->compatible;
+	old[2] = h->autoclear;
 	h->incompatible = incompatible;
 	h->compatible = compatible;
 	h->autoclear = autoclear;
@@ -668,5 +681,6 @@ int qcow2_header_set_features(struct storage *st, struct qcow2_header *h, uint64
 		h->compatible = old[1];
 		h->autoclear = old[2];
 	}
+	co_unlock(&h->updating);
 	return ret;
 }

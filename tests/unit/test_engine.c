@@ -4,7 +4,8 @@
  * every cluster can be used, those behind the refcount table's reach included; a replayed log frees
  * once what it unlinked once; of two syncs at the same time none succeeds after the other failed; what
  * a broken image's entries led past the end of the file is not cut off again; an L2 table that a snapshot
- * shares can be copied while it is being read; and a DISCARD that needs room gets what is being freed.
+ * shares can be copied while it is being read; a DISCARD that needs room gets what is being freed; and two
+ * changes of the header that are made at the same time are both there.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -38,11 +39,14 @@ static struct storage_io *held[8];
 static unsigned nr_held;
 static bool hold_syncs;
 static uint64_t hold_reads_from, hold_reads_to; /* of reads that begin there */
+static bool hold_header; /* writes of it */
 
 static bool is_held(const struct storage_io *io)
 {
 	if (io->op == STORAGE_READ)
 		return io->offset_bytes >= hold_reads_from && io->offset_bytes < hold_reads_to;
+	if (io->op == STORAGE_WRITE)
+		return hold_header && !io->offset_bytes;
 	return hold_syncs && io->op == STORAGE_SYNC;
 }
 
@@ -463,6 +467,56 @@ static void test_a_discard_finds_room_that_is_being_freed(void **state)
 	assert_sound();
 }
 
+/* On the loop: the writes that are held, the newest first. */
+static void release_writes(struct loop_msg *msg)
+{
+	while (nr_held)
+		memory_submit(&disk.st, held[--nr_held]);
+}
+
+static int resize_ret;
+
+static void resize(struct co_task *task)
+{
+	resize_ret = qcow2_resize(img, 8 * MiB, &error);
+}
+
+/* The disk grows, and before its new size is in the file the refcount table is moved. */
+static void test_two_changes_of_the_header(void **state)
+{
+	struct qcow2_options opts = {.no_lock = true};
+	struct loop_msg release = {.fn = release_writes};
+	struct co_task task = {.fn = resize};
+	static struct call writer;
+	uint64_t at, table;
+
+	create(512, 64, 8 * MiB - 512); /* one cluster of the refcount table counts 2 MiB */
+	start(&opts);
+	table = img->rt.offset_bytes;
+	for (at = 0; at < 3 * MiB / 2; at += 32 * KiB)
+		assert_int_equal(request(BLK_WRITE, 0, at, 32 * KiB), 0);
+	assert_int_equal(img->rt.offset_bytes, table);
+
+	hold_header = true;
+	list_init(&task.list);
+	loop_spawn(loop, &task);
+	turn();
+	assert_int_equal(nr_held, 1);
+	for (writer.ret = 0; !writer.ret; at += 32 * KiB)
+		send_request(&writer, BLK_WRITE, 0, at, 32 * KiB);
+	assert_int_equal(writer.ret, 1); /* the refcount table is about to be moved */
+	hold_header = false;
+	loop_post(loop, &release);
+	turn();
+	assert_int_equal(resize_ret, 0);
+	assert_int_equal(writer.ret, 0);
+	assert_true(img->rt.offset_bytes != table);
+	assert_int_equal(be64_at(48), img->rt.offset_bytes);
+	assert_int_equal(be64_at(24), 8 * MiB);
+	assert_int_equal(stop(), 0);
+	assert_sound();
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -473,6 +527,7 @@ int main(void)
 		cmocka_unit_test(test_nothing_past_the_end_is_cut_off),
 		cmocka_unit_test(test_a_shared_table_is_read_while_it_is_copied),
 		cmocka_unit_test(test_a_discard_finds_room_that_is_being_freed),
+		cmocka_unit_test(test_two_changes_of_the_header),
 	};
 	int ret = cmocka_run_group_tests(tests, NULL, NULL);
 

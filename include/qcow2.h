@@ -54,7 +54,8 @@ struct qcow2_options {
 	bool tables_only;
 	const char *snapshot; /* read-only: the disk as it was then, by id or name; NULL: as it is */
 	uint64_t reclaim_delay_ms;   /* leaks of a crash are looked for after this; 0: the default */
-	bool no_lock;		   /* QEMU's image locks are not taken: somebody else holds them */
+	bool no_lock;		   /* QEMU's image locks are not taken */
+	bool lock_beside;	   /* they are, beside a process that holds them already */
 	/*
 	 * For the files that the image names (storage/names.h): where it is itself, absolute; NULL: an image
 	 * that names any is refused. And what the user allows; NULL: its own folder and below.

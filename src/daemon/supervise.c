@@ -8,7 +8,8 @@
  *
  * Invariants:
  *  1. (rule 18) The supervisor holds QEMU's image locks, on an open file description of its own, from
- *     before the first worker starts until after the last one ended. Workers do not take them.
+ *     before the first worker starts until after the last one ended. Workers take the same ones beside it,
+ *     so that the image is locked for as long as either is there.
  *  2. The recovery log, KEY.log in the folder of state, exists as long as a worker that is killed could
  *     be followed by another, and is removed with the entry, by the worker that detached the device.
  *  3. The supervisor may be killed at any time: the worker goes on; if it is killed too, everything that
@@ -47,7 +48,7 @@
 
 #define WORKERS_MAX	   5
 #define WORKERS_SPAN_MS	   60000
-#define LOCK_WAIT_MS	   10000 /* for a dead worker's last I/O, where its own locks are in the way */
+#define LOCK_WAIT_MS	   30000 /* for a dead worker's last I/O, where its own locks are in the way */
 #define NAME_WAIT_MS	   1000
 #define UPGRADE_TIMEOUT_MS 60000
 #define SETTLE_WAIT_MS	   60000 /* for a dead worker's I/O, until it is said that it takes long */
@@ -245,7 +246,9 @@ static int worker_start(struct supervisor *s, int (*worker_main)(const struct da
 	for (unsigned i = 0; i < HELD_FDS; i++)
 		if (s->held[i] >= 0)
 			close(s->held[i]);
-	layers_close(s);
+	/* the descriptors alone: storage_close() would unlock the supervisor's descriptions as well */
+	for (unsigned i = 0; i < s->layers_count; i++)
+		close(storage_file_fd(s->layers[i]));
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	_exit(worker_main(&s->config));

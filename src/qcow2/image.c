@@ -160,6 +160,8 @@ static int lock_storage(struct qcow2_image *img, const struct qcow2_options *opt
 		return 0;
 	if (!opts->read_only)
 		used |= STORAGE_PERM_WRITE | STORAGE_PERM_RESIZE;
+	if (opts->lock_beside)
+		used |= STORAGE_LOCK_BESIDE;
 	return storage_lock(img->st, used,
 			    STORAGE_PERM_ALL & ~(STORAGE_PERM_WRITE | STORAGE_PERM_RESIZE), err);
 }
@@ -442,6 +444,8 @@ static int data_file_lock(struct qcow2_image *img, const struct qcow2_options *o
 
 	if (!img->read_only)
 		used |= STORAGE_PERM_WRITE | STORAGE_PERM_RESIZE;
+	if (opts->lock_beside)
+		used |= STORAGE_LOCK_BESIDE;
 	if (!opts->no_lock)
 		ret = storage_lock(img->data, used, STORAGE_PERM_ALL & ~denied, err);
 	if (!ret && !img->read_only && !mutant(MUTANT_RECOVER_AT_ONCE))

@@ -241,12 +241,14 @@ int image_lock_set(struct image_lock *lock, int fd, const char *name, unsigned p
 {
 	struct image_lock before = *lock;
 	unsigned unshared = STORAGE_PERM_ALL & ~shared;
+	bool beside = perms & STORAGE_LOCK_BESIDE;
 	int ret;
 
+	perms &= STORAGE_PERM_ALL;
 	if (lock->unsupported)
 		return 0;
 	ret = lock_take(lock, fd, perms, unshared);
-	if (!ret)
+	if (!ret && !beside)
 		ret = lock_check(fd, name, perms, unshared, err);
 	if (!ret) {
 		lock_reduce(lock, fd, perms, unshared);

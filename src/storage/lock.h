@@ -18,7 +18,8 @@ struct image_lock {
 
 /*
  * Takes @perms and denies others what is not in @shared, in place of what @lock held. On conflict
- * -EAGAIN, and @lock holds what it held before.
+ * -EAGAIN, and @lock holds what it held before. With STORAGE_LOCK_BESIDE in @perms there is no conflict:
+ * read locks of several processes go together, and who holds the same ones has looked for others.
  */
 int image_lock_set(struct image_lock *lock, int fd, const char *name, unsigned perms,
 		   unsigned shared, struct error *err) must_check;

@@ -186,7 +186,7 @@ void storage_detach(struct storage *st, struct loop *loop)
 
 int storage_lock(struct storage *st, unsigned perms, unsigned shared, struct error *err)
 {
-	assert(!((perms | shared) & ~(unsigned)STORAGE_PERM_ALL));
+	assert(!((perms | shared) & ~(unsigned)(STORAGE_PERM_ALL | STORAGE_LOCK_BESIDE)));
 	return st->ops->lock ? st->ops->lock(st, perms, shared, err) : 0;
 }
 

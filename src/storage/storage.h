@@ -79,6 +79,8 @@ enum {
 	STORAGE_PERM_WRITE_UNCHANGED = 1 << 2,
 	STORAGE_PERM_RESIZE = 1 << 3,
 	STORAGE_PERM_ALL = 15,
+	/* Not a permission: nobody is looked for, as a process above this one holds the same locks. */
+	STORAGE_LOCK_BESIDE = 1 << 4,
 };
 
 struct storage_ops {

@@ -53,9 +53,10 @@ static struct loop_target *self(struct target *t)
 	return container_of(t, struct loop_target, target);
 }
 
-static int lock_file(struct storage *st, bool read_only, struct error *err)
+static int lock_file(struct storage *st, bool read_only, bool beside, struct error *err)
 {
-	unsigned perms = STORAGE_PERM_CONSISTENT_READ | (read_only ? 0 : STORAGE_PERM_WRITE);
+	unsigned perms = STORAGE_PERM_CONSISTENT_READ | (read_only ? 0 : STORAGE_PERM_WRITE) |
+			 (beside ? STORAGE_LOCK_BESIDE : 0);
 	unsigned shared = STORAGE_PERM_CONSISTENT_READ | STORAGE_PERM_WRITE_UNCHANGED;
 
 	return storage_lock(st, perms, shared, err);
@@ -140,8 +141,9 @@ static int loop_open(struct target **out, const struct target_options *opts, str
 		goto fail;
 	}
 	ret = storage_file_open(&lt->storage, opts->path, &file, err);
-	if (!ret && !(opts->recovery && opts->recovery->locked))
-		ret = lock_file(lt->storage, opts->read_only, err);
+	if (!ret)
+		ret = lock_file(lt->storage, opts->read_only,
+				opts->recovery && opts->recovery->locked, err);
 	if (!ret)
 		ret = storage_claim(lt->storage,
 				    opts->recovery && opts->recovery->replay ? CLAIM_MS : 0, err);

@@ -78,7 +78,7 @@ static int open_image(struct qcow2_target *qt, struct storage **st, const struct
 	if (ret)
 		return ret;
 	if (recovery) {
-		options.no_lock = recovery->locked;
+		options.lock_beside = recovery->locked;
 		options.claim_timeout_ms = recovery->replay ? CLAIM_MS : 0;
 		options.log_base = recovery->log_base;
 		options.log_bytes = recovery->log_bytes;

@@ -40,7 +40,7 @@ struct target_recovery {
 	const void *identity; /* at most 256 bytes */
 	uint64_t identity_bytes;
 	bool replay;	  /* the process that served this device before has died */
-	bool locked;	  /* QEMU's image locks are held by the process that watches this one */
+	bool locked;	  /* QEMU's image locks are held by the process that watches this one, too */
 };
 
 /* How `add` wants it opened. Strings belong to the caller and outlive the target. */

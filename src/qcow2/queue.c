@@ -204,14 +204,18 @@ static void queue_free(struct qcow2_queue *q)
 static bool queue_register(struct qcow2_queue *q)
 {
 	struct qcow2_image *img = q->img;
+	unsigned index = 0;
 	bool room;
 
 	loop_mutex_lock(&img->queues_lock);
-	room = img->nr_queues < QUEUES_MAX;
+	while (index < img->nr_queues && img->queues[index])
+		index++;
+	room = index < QUEUES_MAX;
 	if (room) {
-		q->index = img->nr_queues;
+		q->index = index;
 		q->hold = img->hold;
-		img->queues[img->nr_queues++] = q;
+		img->queues[index] = q;
+		img->nr_queues = max_of(img->nr_queues, index + 1);
 	}
 	pthread_mutex_unlock(&img->queues_lock);
 	return room;

@@ -4,8 +4,9 @@
  * every cluster can be used, those behind the refcount table's reach included; a replayed log frees
  * once what it unlinked once; of two syncs at the same time none succeeds after the other failed; what
  * a broken image's entries led past the end of the file is not cut off again; an L2 table that a snapshot
- * shares can be copied while it is being read; a DISCARD that needs room gets what is being freed; and two
- * changes of the header that are made at the same time are both there.
+ * shares can be copied while it is being read; a DISCARD that needs room gets what is being freed; two
+ * changes of the header that are made at the same time are both there; and a disk in use can grow any number
+ * of times.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -517,6 +518,35 @@ static void test_two_changes_of_the_header(void **state)
 	assert_sound();
 }
 
+static uint64_t resize_to;
+
+static void resize_by_a_block(struct co_task *task)
+{
+	resize_ret = qcow2_resize(img, resize_to, &error);
+}
+
+/* As often as anybody likes, though each time it takes a queue for a while. */
+static void test_a_disk_grows_again_and_again(void **state)
+{
+	struct qcow2_options opts = {.no_lock = true};
+
+	create(4096, 16, MiB);
+	start(&opts);
+	for (unsigned i = 1; i <= 2 * QUEUES_MAX; i++) {
+		struct co_task task = {.fn = resize_by_a_block};
+
+		resize_to = MiB + i * 512;
+		list_init(&task.list);
+		loop_spawn(loop, &task);
+		turn();
+		assert_int_equal(resize_ret, 0);
+	}
+	assert_int_equal(be64_at(24), resize_to);
+	assert_int_equal(request(BLK_WRITE, 0, resize_to - 512, 512), 0);
+	assert_int_equal(stop(), 0);
+	assert_sound();
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -528,6 +558,7 @@ int main(void)
 		cmocka_unit_test(test_a_shared_table_is_read_while_it_is_copied),
 		cmocka_unit_test(test_a_discard_finds_room_that_is_being_freed),
 		cmocka_unit_test(test_two_changes_of_the_header),
+		cmocka_unit_test(test_a_disk_grows_again_and_again),
 	};
 	int ret = cmocka_run_group_tests(tests, NULL, NULL);
 

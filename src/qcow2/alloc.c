@@ -199,6 +199,23 @@ void refcount_lower(struct qcow2_image *img, uint64_t hcluster, uint64_t count)
 	}
 }
 
+void refcount_subtract(struct qcow2_image *img, uint64_t hcluster, uint64_t by)
+{
+	uint32_t index = slice_index(img, hcluster);
+	struct slice *s;
+
+	/* where it cannot be read it stays: a leak */
+	if (refcount_slice_get(img, hcluster, &s) || !s)
+		return;
+	if (!slice_begin_change(&img->rc_cache, s)) {
+		uint64_t value = slice_count_get(img, s, index);
+
+		if (value > by)
+			slice_count_set(img, s, index, 1, value - by);
+	}
+	cache_put(&img->rc_cache, s);
+}
+
 /*
  * Whether the reference to @hcluster is its last one (*@last), and for how many clusters from there on,
  * at most @count, the answer is the same.

@@ -42,7 +42,9 @@ void alloc_undo(struct qcow2_image *img, uint64_t hcluster, uint64_t count);
 
 /* Lowers the counts of clusters by one, and lets those that reach 0 be allocated again. */
 void refcount_lower(struct qcow2_image *img, uint64_t hcluster, uint64_t count);
-/* The same, punching holes for those that reach 0 before they can be allocated. */
+/* Lowers the count of a cluster by @by, if something is left of it then. */
+void refcount_subtract(struct qcow2_image *img, uint64_t hcluster, uint64_t by);
+/* As refcount_lower(), punching holes for those that reach 0 before they can be allocated. */
 void refcount_release(struct qcow2_image *img, uint64_t hcluster, uint64_t count);
 
 /*

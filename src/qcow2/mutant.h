@@ -32,6 +32,12 @@ enum qcow2_mutant {
 	MUTANT_SNAPSHOT_WITHOUT_DRAIN, /* rule 10 */
 	MUTANT_SNAPSHOT_RAISE_FIRST,   /* rule 10 */
 	MUTANT_IN_PLACE_RELOCATED,     /* rule 8 */
+	MUTANT_DATA_FILE_AFTER_MAP,    /* rule 1, of two files */
+	MUTANT_DATA_FILE_OPEN_UNSYNCED, /* rule 16, of two files */
+	MUTANT_DATA_FILE_UNCLAIMED,    /* rule 15, of two files */
+	MUTANT_PUNCH_ENCRYPTED,	       /* a hole is no zeros where it is decrypted */
+	MUTANT_COPY_KEEPS_TWEAK,       /* copied data is encrypted for the place that it came from */
+	MUTANT_RECLAIM_BLIND,	       /* rule 19, of snapshots */
 	MUTANT_COUNT,
 };
 

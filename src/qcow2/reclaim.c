@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
-/* reclaim.c: see reclaim.h. */
+/* reclaim.c: see reclaim.h: steps 1 and 2, and when they are made. */
 #include "qcow2/reclaim.h"
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/log.h"
 #include "qcow2/alloc.h"
@@ -14,14 +15,12 @@
 #define PAUSE_FACTOR   4
 #define PAUSE_MAX_NS   20000000u
 #define CLUSTERS_A_GO  1024 /* counts looked at between two pauses */
+#define L1_BUF_BYTES   4096u
 
-/* Whether everything that may refer to clusters is known here. */
-static bool all_is_known(const struct qcow2_image *img)
+/* Whether what may refer to clusters can be known. */
+static bool may_be_known(const struct qcow2_image *img)
 {
-	const struct qcow2_header *h = &img->hdr;
-	uint64_t odd = QCOW2_INCOMPAT_DATA_FILE | QCOW2_INCOMPAT_CORRUPT;
-
-	return !img->read_only && !h->nb_snapshots && !h->has_bitmaps_ext && !(h->incompatible & odd);
+	return !img->read_only && !(img->hdr.incompatible & QCOW2_INCOMPAT_CORRUPT);
 }
 
 /* All that can be counted: a crash may have left the file shorter than what it had counted. */
@@ -38,17 +37,27 @@ int reclaim_init(struct qcow2_image *img, uint64_t delay_ms, struct error *err)
 {
 	struct reclaim *rc = &img->reclaim;
 	uint64_t hclusters = counted_hclusters(img);
+	bool whole;
+	int ret;
 
 	*rc = (struct reclaim){.delay_ns = (delay_ms ? delay_ms : RECLAIM_DELAY_MS_DEFAULT) * 1000000};
 	if (img->read_only)
 		return 0;
 	rc->unclean = storage_mark_get(img->st) != 0;
-	if (!rc->unclean || !all_is_known(img) || div_up(hclusters, 8) > RECLAIM_MAX_BYTES)
+	if (!rc->unclean || !may_be_known(img) || div_up(hclusters, 8) > RECLAIM_MAX_BYTES)
 		return 0;
-	rc->keep = calloc(div_up(hclusters, 64), sizeof(*rc->keep));
-	rc->buf = aligned_alloc(4096, RECLAIM_READ_BYTES);
 	rc->hclusters = hclusters;
-	return rc->keep && rc->buf ? 0 : error_set(err, -ENOMEM, "no memory to look for leaks");
+	rc->keep = calloc(div_up(hclusters, 64), sizeof(*rc->keep));
+	rc->seen = calloc(div_up(hclusters, 64), sizeof(*rc->seen));
+	rc->refs = calloc(min_of(hclusters, RECLAIM_WINDOW), sizeof(*rc->refs));
+	rc->buf = aligned_alloc(4096, max_of(img->cluster_bytes, 4096u));
+	rc->l1_buf = aligned_alloc(4096, L1_BUF_BYTES);
+	if (!rc->keep || !rc->seen || !rc->refs || !rc->buf || !rc->l1_buf)
+		return error_set(err, -ENOMEM, "no memory to look for leaks");
+	ret = reclaim_known(img, &whole, err);
+	if (!ret && !whole)
+		reclaim_destroy(rc);
+	return ret;
 }
 
 void reclaim_ready(struct qcow2_image *img)
@@ -61,12 +70,9 @@ void reclaim_ready(struct qcow2_image *img)
 	(void)!storage_mark_set(img->st, true);
 	for (int i = 0; i < METASET_RANGES; i++)
 		reclaim_touch(rc, img->metaset.ranges[i].first, img->metaset.ranges[i].count);
-	for (uint64_t i = 0; i <= img->metaset.mask; i++)
-		if (img->metaset.slots[i])
-			reclaim_touch(rc, img->metaset.slots[i] - 1, 1);
-	if (rc->keep && img->hdr.has_luks_ext)
-		reclaim_touch(rc, img->hdr.luks_offset >> img->cluster_bits,
-			      div_up(img->hdr.luks_bytes, img->cluster_bytes) + 1);
+	for (uint64_t i = 0; i < img->rt.entries; i++)
+		if (table_get(&img->rt, i))
+			reclaim_touch(rc, table_get(&img->rt, i) >> img->cluster_bits, 1);
 }
 
 void reclaim_closed(struct qcow2_image *img)
@@ -78,17 +84,23 @@ void reclaim_closed(struct qcow2_image *img)
 void reclaim_destroy(struct reclaim *rc)
 {
 	free(rc->keep);
+	free(rc->seen);
+	free(rc->refs);
+	free(rc->snapshots);
 	free(rc->buf);
-	rc->keep = NULL;
-	rc->buf = NULL;
+	free(rc->l1_buf);
+	rc->keep = rc->seen = NULL;
+	rc->refs = NULL;
+	rc->snapshots = NULL;
+	rc->buf = rc->l1_buf = NULL;
 }
 
-static bool given_up(const struct qcow2_image *img)
+bool reclaim_given_up(const struct qcow2_image *img)
 {
 	return img->reclaim.stop || img->wb.sync_failed || img->corruption_reports;
 }
 
-static void pause_after(struct qcow2_image *img, uint64_t since_ns)
+void reclaim_pause(struct qcow2_image *img, uint64_t since_ns)
 {
 	uint64_t took = loop_now_ns(img->meta_loop) - since_ns;
 
@@ -97,40 +109,104 @@ static void pause_after(struct qcow2_image *img, uint64_t since_ns)
 
 /* ---- what is referred to ---- */
 
-static bool table_see(struct qcow2_image *img, uint64_t hoff)
+static void refer(struct reclaim *rc, uint64_t hcluster)
+{
+	uint64_t at = hcluster - rc->window_first;
+
+	if (hcluster >= rc->hclusters)
+		return;
+	if (!rc->counting)
+		rc->seen[hcluster / 64] |= (uint64_t)1 << (hcluster % 64);
+	else if (hcluster >= rc->window_first && at < RECLAIM_WINDOW && rc->refs[at] < UINT16_MAX)
+		rc->refs[at]++;
+}
+
+/* What the table in rc->buf refers to. */
+static void entries_see(struct qcow2_image *img, bool active)
 {
 	struct reclaim *rc = &img->reclaim;
 	const be64_t *entries = rc->buf;
 	unsigned words = img->extended_l2 ? 2 : 1;
 
-	for (uint64_t at = 0; at < img->cluster_bytes; at += RECLAIM_READ_BYTES) {
-		uint64_t len = min_of(RECLAIM_READ_BYTES, (uint64_t)img->cluster_bytes - at);
-		uint64_t since_ns = loop_now_ns(img->meta_loop);
+	for (uint64_t i = 0; i < img->cluster_bytes / sizeof(be64_t); i += words) {
+		uint64_t word = be64_get(entries[i]), count;
+		uint64_t first = map_entry_hclusters(img, word, &count);
 
-		if (storage_pread(img->st, hoff + at, rc->buf, len) || given_up(img))
-			return false;
-		for (uint64_t i = 0; i < len / sizeof(be64_t); i += words) {
-			uint64_t count, first = map_entry_hclusters(img, be64_get(entries[i]), &count);
-
-			reclaim_touch(rc, first, count);
-		}
-		pause_after(img, since_ns);
+		rc->shared |= count && (word & QCOW2_COMPRESSED || !(word & QCOW2_COPIED));
+		rc->unflagged |= active && count && !(word & (QCOW2_COPIED | QCOW2_COMPRESSED));
+		while (count)
+			refer(rc, first + --count);
 	}
-	return !given_up(img);
+}
+
+static int table_read_raw(struct qcow2_image *img, uint64_t hoff)
+{
+	if (!is_aligned(hoff, img->cluster_bytes))
+		return -EINVAL;
+	return storage_pread(img->st, hoff, img->reclaim.buf, img->cluster_bytes);
 }
 
 /* False: something is in the way, and nothing is known. */
-static bool references_see(struct qcow2_image *img)
+static bool active_see(struct qcow2_image *img)
 {
-	for (uint64_t i = 0; i < img->l1.entries; i++) {
-		uint64_t entry = table_get(&img->l1, i);
+	struct reclaim *rc = &img->reclaim;
 
-		if (entry & L1_BROKEN)
+	for (uint64_t i = 0; i < img->l1.entries; i++) {
+		uint64_t entry = table_get(&img->l1, i), since_ns = loop_now_ns(img->meta_loop);
+		uint64_t hoff = entry & QCOW2_L1_OFFSET_MASK;
+
+		if (!hoff)
+			continue;
+		if (entry & L1_BROKEN || table_read_raw(img, hoff) || reclaim_given_up(img))
 			return false;
-		if (entry && !table_see(img, entry & QCOW2_L1_OFFSET_MASK))
+		if ((table_get(&img->l1, i) & QCOW2_L1_OFFSET_MASK) != hoff) {
+			i--; /* invariant 2 */
+			continue;
+		}
+		rc->shared |= !(entry & QCOW2_COPIED);
+		rc->unflagged |= !(entry & QCOW2_COPIED);
+		refer(rc, hoff >> img->cluster_bits);
+		entries_see(img, true);
+		reclaim_pause(img, since_ns);
+	}
+	return !reclaim_given_up(img);
+}
+
+static bool snapshot_see(struct qcow2_image *img, const struct reclaim_l1 *l1)
+{
+	struct reclaim *rc = &img->reclaim;
+	const be64_t *l1_entries = rc->l1_buf;
+	uint64_t per_buf = L1_BUF_BYTES / sizeof(be64_t);
+
+	for (uint64_t i = 0; i < l1->entries; i++) {
+		uint64_t since_ns = loop_now_ns(img->meta_loop), entry, hoff;
+
+		if (i % per_buf == 0 &&
+		    storage_pread(img->st, l1->hoff + i * sizeof(be64_t), rc->l1_buf, L1_BUF_BYTES))
 			return false;
+		entry = be64_get(l1_entries[i % per_buf]);
+		hoff = entry & QCOW2_L1_OFFSET_MASK;
+		if (entry & QCOW2_L1_RESERVED)
+			return false;
+		if (!hoff)
+			continue;
+		if (table_read_raw(img, hoff) || reclaim_given_up(img))
+			return false;
+		refer(rc, hoff >> img->cluster_bits);
+		entries_see(img, false);
+		reclaim_pause(img, since_ns);
 	}
 	return true;
+}
+
+static bool references_see(struct qcow2_image *img)
+{
+	struct reclaim *rc = &img->reclaim;
+
+	for (uint32_t i = 0; i < rc->nr_snapshots && !mutant(MUTANT_RECLAIM_BLIND); i++)
+		if (!snapshot_see(img, &rc->snapshots[i]))
+			return false;
+	return active_see(img);
 }
 
 /* ---- what is counted all the same ---- */
@@ -140,25 +216,37 @@ static bool is_kept(const struct reclaim *rc, uint64_t hcluster)
 	return rc->keep[hcluster / 64] >> (hcluster % 64) & 1;
 }
 
-/* Lowers a run of leaks from @hcluster on, if there is one; where to go on. */
+static bool is_seen(const struct reclaim *rc, uint64_t hcluster)
+{
+	return rc->seen[hcluster / 64] >> (hcluster % 64) & 1;
+}
+
+/* Lowers a run of leaks from @hcluster on; where to go on. */
 static uint64_t leaks_lower(struct qcow2_image *img, uint64_t hcluster, uint64_t count)
 {
 	struct reclaim *rc = &img->reclaim;
 	uint64_t end = min_of(hcluster + CLUSTERS_A_GO, rc->hclusters), n = 1;
 
 	/* the bit is looked at last: while the count was read, a free one may have been allocated */
-	while (hcluster + n < end && refcount_read(img, hcluster + n) == count &&
-	       !is_kept(rc, hcluster + n))
+	while (hcluster + n < end && !is_seen(rc, hcluster + n) &&
+	       refcount_read(img, hcluster + n) == count && !is_kept(rc, hcluster + n))
 		n++;
 	log_debug("%s: %llu clusters from %llu on were leaked", img->st->name, (unsigned long long)n,
 		  (unsigned long long)hcluster);
 	rc->reclaimed += n;
-	while (count-- > 1)
-		refcount_lower(img, hcluster, n);
+	for (uint64_t i = 0; count > 1 && i < n; i++)
+		refcount_subtract(img, hcluster + i, count - 1);
 	refcount_release(img, hcluster, n);
 	return hcluster + n;
 }
 
+/* The same word of bits for 64 clusters that need no look. */
+static bool word_is_done(const struct reclaim *rc, uint64_t hcluster)
+{
+	return (rc->keep[hcluster / 64] | (rc->shared ? 0 : rc->seen[hcluster / 64])) == UINT64_MAX;
+}
+
+/* Lowers what was not seen; and notes the windows where references have to be counted. */
 static bool leaks_find(struct qcow2_image *img)
 {
 	struct reclaim *rc = &img->reclaim;
@@ -167,25 +255,72 @@ static bool leaks_find(struct qcow2_image *img)
 	for (uint64_t h = 0; h < rc->hclusters;) {
 		uint64_t count;
 
-		if (!(h % 64) && rc->keep[h / 64] == UINT64_MAX) {
+		if (!(h % 64) && word_is_done(rc, h)) {
 			h += 64;
 			continue;
 		}
-		if (is_kept(rc, h)) {
+		if (is_kept(rc, h) || (is_seen(rc, h) && !rc->shared)) {
 			h++;
 			continue;
 		}
 		count = refcount_read(img, h);
-		/* what a wrong count says is not a crash's leak */
-		if (count && count <= MAP_ENTRY_HCLUSTERS_MAX && !is_kept(rc, h))
+		if (is_seen(rc, h))
+			rc->windows[h >> RECLAIM_WINDOW_BITS] |= count > 1;
+		if (count && !is_seen(rc, h) && !is_kept(rc, h))
 			h = leaks_lower(img, h, count);
 		else
 			h++;
 		if (++looked % CLUSTERS_A_GO == 0) {
-			pause_after(img, since_ns);
+			reclaim_pause(img, since_ns);
 			since_ns = loop_now_ns(img->meta_loop);
 		}
-		if (given_up(img))
+		if (reclaim_given_up(img))
+			return false;
+	}
+	return true;
+}
+
+/* What is counted more often than it is referred to, in one window. */
+static bool window_lower(struct qcow2_image *img)
+{
+	struct reclaim *rc = &img->reclaim;
+	uint64_t n = min_of(rc->hclusters - rc->window_first, RECLAIM_WINDOW);
+	uint64_t looked = 0, since_ns = loop_now_ns(img->meta_loop);
+
+	for (uint64_t i = 0; i < n; i++) {
+		uint64_t h = rc->window_first + i, count;
+
+		/* none: it was seen, so it has changed hands since */
+		if (is_kept(rc, h) || !rc->refs[i] || rc->refs[i] == UINT16_MAX)
+			continue;
+		count = refcount_read(img, h);
+		if (count > rc->refs[i] && !is_kept(rc, h)) {
+			refcount_subtract(img, h, count - rc->refs[i]);
+			rc->reclaimed++;
+			rc->unflagged = true;
+		}
+		if (++looked % CLUSTERS_A_GO == 0) {
+			reclaim_pause(img, since_ns);
+			since_ns = loop_now_ns(img->meta_loop);
+		}
+		if (reclaim_given_up(img))
+			return false;
+	}
+	return true;
+}
+
+/* Step 2. */
+static bool shared_find(struct qcow2_image *img)
+{
+	struct reclaim *rc = &img->reclaim;
+
+	for (unsigned w = 0; w < RECLAIM_WINDOWS_MAX; w++) {
+		if (!rc->windows[w])
+			continue;
+		rc->counting = true;
+		rc->window_first = (uint64_t)w << RECLAIM_WINDOW_BITS;
+		memset(rc->refs, 0, min_of(rc->hclusters, RECLAIM_WINDOW) * sizeof(*rc->refs));
+		if (!references_see(img) || !window_lower(img))
 			return false;
 	}
 	return true;
@@ -198,7 +333,8 @@ static void reclaim_task(struct co_task *task)
 	struct reclaim *rc = container_of(task, struct reclaim, task);
 	struct qcow2_image *img = container_of(rc, struct qcow2_image, reclaim);
 
-	rc->done = !given_up(img) && references_see(img) && leaks_find(img);
+	rc->done = !reclaim_given_up(img) && references_see(img) && leaks_find(img) &&
+		   shared_find(img) && (!rc->unflagged || reclaim_flags(img));
 	if (rc->reclaimed)
 		log_info("%s: %llu leaked clusters of a crash were reclaimed", img->st->name,
 			 (unsigned long long)rc->reclaimed);

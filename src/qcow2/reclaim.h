@@ -2,25 +2,39 @@
 /*
  * reclaim.h: what a crash leaked is found and given back, in the background (rule 19).
  *
- * A leak is a host cluster that is counted and that nothing refers to. A crash makes them: of what was
- * allocated and not linked yet, and of what was unlinked and not lowered yet. After an image was not closed
- * in order, and where nobody can tell whether it was, the metadata loop looks for them, some seconds after
- * it was started: it reads all L2 tables, with pauses longer than the reads, and then lowers what is
- * counted and was not seen.
+ * A leak is a host cluster that is counted more often than it is referred to; mostly one that nothing refers
+ * to. A crash makes them: of what was allocated and not linked yet, of what was unlinked and not lowered
+ * yet, of a snapshot that was being made or deleted. After an image was not closed in order, and where nobody
+ * can tell whether it was, the metadata loop looks for them, some seconds after it was started:
  *
- * *keep* has a bit for each cluster that was counted at open. The bit is set for all metadata at open; for
- * what an L2 table read from disk refers to; and for whatever changes hands meanwhile, by those who do it.
+ *	1. It reads all L2 tables, the snapshots' as well, with pauses longer than the reads, and notes what is
+ *	   referred to at all (*seen*). What is counted and was not seen is lowered to nothing.
+ *	2. Where clusters may have several references (snapshots, compressed clusters, a flag that is clear), it
+ *	   reads the tables again and counts (*refs*), for a window of RECLAIM_WINDOW clusters at a time, and
+ *	   only for windows that have a count above 1. What is counted too high is lowered to what it is.
+ *	3. Entries whose cluster has one reference, and whose COPIED flag is clear, get it. Until then their
+ *	   clusters were copied when they were written to.
+ *
+ * In a data file nothing is counted, so only the image's own tables are looked for. Bitmaps have their
+ * clusters for themselves (reclaim_known.c).
+ *
+ * *keep* has a bit for each cluster that was counted at open. The bit is set for all metadata but L2 tables at
+ * open, and for whatever changes hands meanwhile, by those who do it.
  *
  * Invariants:
  *  1. Whoever changes a refcount, and whoever unlinks a cluster, sets its bit right then. So a cluster
  *     whose bit is clear at the end is what it was at open, all the time.
  *  2. What refers to such a cluster at open refers to it on disk all the time, so that it does not matter
- *     that tables are read from disk while they change, nor in which order, nor what is cached.
- *  3. So what is counted at the end and has no bit was referred to by nothing at open, is not by anything
- *     durable (an open begins with a sync), and nobody uses it: it may be lowered at once (rule 4).
- *     Counts that are too high for references that there are, as compressed clusters may leave them, stay.
- *  4. In doubt nothing is reclaimed: images with snapshots, bitmaps, a data file or anything broken, or
- *     that are too large for RECLAIM_MAX_BYTES of bits. `check --repair leaks` does those.
+ *     that tables are read from disk while they change, nor in which order, nor what is cached. A table is
+ *     its L1 entry's when it has been read; else the entry has another one, which is read instead. Tables of
+ *     snapshots do not change; an operation on snapshots ends the search first (reclaim_end()).
+ *  3. So what is counted at the end and has no bit was referred to as often at open, and is by nothing else
+ *     that is durable (an open begins with a sync). What it is counted more than that nobody uses: it may be
+ *     lowered at once (rule 4), also if references come or go just then.
+ *  4. Flags are set only after the counts that they follow from, under the entries' lock (rule 8). In
+ *     between a crash may leave them clear beside a count of 1, as during an operation on snapshots.
+ *  5. In doubt nothing is reclaimed: images with anything broken, or that are too large for
+ *     RECLAIM_MAX_BYTES of bits. `check --repair leaks` does those.
  *
  * Metadata loop only.
  */
@@ -37,13 +51,30 @@
 struct qcow2_image;
 
 #define RECLAIM_DELAY_MS_DEFAULT 5000
-#define RECLAIM_MAX_BYTES	 ((uint64_t)64 << 20)
-#define RECLAIM_READ_BYTES	 ((uint64_t)64 << 10)
+#define RECLAIM_MAX_BYTES	 ((uint64_t)64 << 20) /* of keep, and of seen */
+#define RECLAIM_WINDOW_BITS	 22		      /* host clusters whose references are counted at a time */
+#define RECLAIM_WINDOW		 ((uint64_t)1 << RECLAIM_WINDOW_BITS)
+#define RECLAIM_WINDOWS_MAX	 (RECLAIM_MAX_BYTES * 8 >> RECLAIM_WINDOW_BITS)
+
+/* A snapshot's L1 table. */
+struct reclaim_l1 {
+	uint64_t hoff, entries;
+};
 
 struct reclaim {
 	uint64_t *keep; /* NULL: nothing is looked for */
+	uint64_t *seen;
 	uint64_t hclusters;
-	void *buf;
+	struct reclaim_l1 *snapshots;
+	uint32_t nr_snapshots;
+	bool shared;   /* clusters may have several references */
+	bool counting; /* step 2, of the window from here on: */
+	uint64_t window_first;
+	uint16_t *refs;				 /* up to UINT16_MAX, which may be more */
+	bool windows[RECLAIM_WINDOWS_MAX];	 /* have a count above 1 */
+	bool unflagged;				 /* an active entry's COPIED flag is clear */
+	void *buf;				 /* an L2 table */
+	void *l1_buf;				 /* a piece of a snapshot's L1 table */
 	uint64_t delay_ns;
 	struct loop_timer timer;
 	bool armed, running, stop;
@@ -71,5 +102,21 @@ static inline void reclaim_touch(struct reclaim *rc, uint64_t hcluster, uint64_t
 	for (uint64_t i = hcluster; rc->keep && i < hcluster + count && i < rc->hclusters; i++)
 		rc->keep[i / 64] |= (uint64_t)1 << (i % 64);
 }
+
+/* ---- reclaim_known.c: what is known at open ---- */
+
+/*
+ * The snapshots' L1 tables, for the search; and keeps what they, the bitmaps and LUKS have. *@whole says
+ * whether that is all there is; it is not where something is broken.
+ */
+int reclaim_known(struct qcow2_image *img, bool *whole, struct error *err) must_check;
+
+/* ---- reclaim_flags.c: step 3 ---- */
+
+/* False: it was given up. */
+bool reclaim_flags(struct qcow2_image *img) must_check;
+bool reclaim_given_up(const struct qcow2_image *img);
+/* So that what was done since @since_ns is a fifth of the time at most. */
+void reclaim_pause(struct qcow2_image *img, uint64_t since_ns);
 
 #endif

@@ -99,7 +99,7 @@ static int barrier_begin(struct operation *op, enum hold what)
 		return error_set(op->err, -ENOTSUP,
 				 "%s: an image with an external data file cannot have internal snapshots",
 				 img->st->name);
-	reclaim_end(img); /* it knows nothing of snapshots */
+	reclaim_end(img); /* it relies on tables of snapshots to stay as they are */
 	ret = img->read_only ? -EROFS : image_first_write(img);
 	if (ret)
 		return error_set(op->err, ret, "%s: %s", img->st->name, strerror(-ret));

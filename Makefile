@@ -121,10 +121,11 @@ $(BUILD)/tests/sim/test_simdisk: $(BUILD)/tests/sim/test_simdisk.o $(SIM_DISK_OB
 
 SIM_SRCS := $(filter-out tests/sim/test_%,$(wildcard tests/sim/*.c))
 SIM_OBJS := $(SIM_SRCS:%.c=$(BUILD)/%.o)
+SIM_ALL_LDFLAGS := $(SIM_LDFLAGS) -Wl$(comma)--wrap=luks_format -Wl$(comma)--wrap=luks_unlock
 
 $(BUILD)/tests/sim/sim: $(SIM_OBJS) $(LIB)
 	$(call say,LINK)
-	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SIM_LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SIM_ALL_LDFLAGS) -o $@ $^ $(LDLIBS)
 
 # the engine once more, with the rules that can be broken
 MUTANT_OBJS := $(patsubst %.c,$(BUILD)/mutants/%.o,$(wildcard src/qcow2/*.c) $(SIM_SRCS))
@@ -136,7 +137,7 @@ $(BUILD)/mutants/%.o: %.c | have-libraries
 
 $(BUILD)/tests/sim/sim-mutants: $(MUTANT_OBJS) $(LIB)
 	$(call say,LINK)
-	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SIM_LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SIM_ALL_LDFLAGS) -o $@ $^ $(LDLIBS)
 
 # loaded into the program, to show that a test notices what it breaks
 PRELOADS := $(patsubst tests/tools/preload/%.c,$(BUILD)/tests/tools/%.so,$(wildcard tests/tools/preload/*.c))

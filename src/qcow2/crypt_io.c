@@ -183,14 +183,14 @@ void crypt_read_done(struct part *part)
 static void encrypt_work(struct work *work)
 {
 	struct part *part = container_of(work, struct part, work);
-	uint64_t done = 0;
+	bool moved = mutant(MUTANT_COPY_KEEPS_TWEAK) && part->goff;
+	uint64_t done = 0, hoff = moved ? part->goff : part->io.offset_bytes;
 
 	part->crypt_ret = 0;
 	for (unsigned i = 0; !part->crypt_ret && i < part->io.iovcnt; i++) {
 		const struct iovec *v = &part->iov[i];
 
-		part->crypt_ret = crypto_encrypt(part->crypto, part->goff + done,
-						 part->io.offset_bytes + done, v->iov_base,
+		part->crypt_ret = crypto_encrypt(part->crypto, part->goff + done, hoff + done, v->iov_base,
 						 (uint8_t *)part->bounce->memory + done, v->iov_len);
 		done += v->iov_len;
 	}
@@ -253,6 +253,7 @@ void crypt_write(struct part *part)
 	struct request *r = part->r;
 	struct bounce_pool *pool = r->q->bounces;
 	struct source from = {.hoff = part->io.offset_bytes, .left_bytes = part->io.len_bytes};
+	uint64_t goff = part->goff;
 
 	assert(part->io.iovcnt && !part->io.flags);
 	memcpy(from.iov, part->iov, part->io.iovcnt * sizeof(part->iov[0]));
@@ -262,6 +263,7 @@ void crypt_write(struct part *part)
 		struct bounce *bounce = bounce_get(pool, size_for(n));
 
 		part = part_get(r);
+		part->goff = goff;
 		part->bounce = bounce;
 		source_take(&from, part, n);
 		part_start(part);

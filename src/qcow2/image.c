@@ -448,7 +448,8 @@ static int data_file_lock(struct qcow2_image *img, const struct qcow2_options *o
 		used |= STORAGE_LOCK_BESIDE;
 	if (!opts->no_lock)
 		ret = storage_lock(img->data, used, STORAGE_PERM_ALL & ~denied, err);
-	if (!ret && !img->read_only && !mutant(MUTANT_RECOVER_AT_ONCE))
+	if (!ret && !img->read_only && !mutant(MUTANT_RECOVER_AT_ONCE) &&
+	    !mutant(MUTANT_DATA_FILE_UNCLAIMED))
 		ret = storage_claim(img->data, opts->claim_timeout_ms, err);
 	return ret;
 }
@@ -511,7 +512,7 @@ static int settle(struct qcow2_image *img, struct error *err)
 		return 0;
 	/* Rule 16; and that it failed is known to whoever recovers next (rule 6). */
 	ret = mutant(MUTANT_OPEN_WITHOUT_SYNC) ? 0 : storage_sync(img->st);
-	if (!ret && image_has_data_file(img))
+	if (!ret && image_has_data_file(img) && !mutant(MUTANT_DATA_FILE_OPEN_UNSYNCED))
 		ret = storage_sync(img->data);
 	if (ret && img->reclog.header)
 		writeback_give_up(img, ret);

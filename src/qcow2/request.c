@@ -67,6 +67,7 @@ struct part *part_get(struct request *r)
 	part->st = r->q->img->data;
 	part->crypto = r->q->img->crypto;
 	part->finish = part_finish;
+	part->goff = 0;
 	part->io.op = STORAGE_READ;
 	part->io.flags = 0;
 	part->io.offset_bytes = part->io.len_bytes = 0;

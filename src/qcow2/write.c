@@ -433,6 +433,8 @@ static int segment_copy(struct request *r, const struct round *round, const stru
 	if (!ret) {
 		part = part_get(r);
 		part->io.op = STORAGE_WRITE;
+		if (mutant(MUTANT_COPY_KEEPS_TWEAK))
+			part->goff = seg->old.word & QCOW2_L2_OFFSET_MASK;
 		part->io.offset_bytes = seg->hcluster << bits;
 		part_add_memory(part, buf, from - start);
 		part_add_payload(part, payload, from, to - from);

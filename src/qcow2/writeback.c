@@ -222,6 +222,8 @@ static void uncut(struct cache *c)
 
 static int pass_execute(struct qcow2_image *img)
 {
+	/* Rule 1: data is durable before what refers to it. */
+	unsigned data_step = mutant(MUTANT_DATA_FILE_AFTER_MAP) && image_has_data_file(img) ? STEPS - 1 : 0;
 	struct writeback *wb = &img->wb;
 	uint64_t writes;
 	bool data;
@@ -248,11 +250,11 @@ static int pass_execute(struct qcow2_image *img)
 
 	wb->passes++;
 	for (unsigned i = 0; !ret && i < STEPS; i++) {
-		bool wrote = false;
+		bool wrote = false, data_now = data && i == data_step;
 
 		ret = step_write(img, step_order(i), &wrote);
-		if (!ret && (wrote || (i == 0 && data)))
-			ret = sync_files(img, i == 0 && data);
+		if (!ret && (wrote || data_now))
+			ret = sync_files(img, data_now);
 	}
 	if (ret) {
 		uncut(&img->rc_cache);

@@ -118,7 +118,7 @@ static void punch_data_file(struct unmap *u, uint64_t first, uint64_t end)
 	unsigned bits = img->cluster_bits;
 
 	/* holes that are still mapped after a crash are zeros, but not where they are decrypted */
-	if (img->crypto || u->keep || !image_has_data_file(img) || !img->data->can_punch || img->discard_ignore ||
+	if ((img->crypto && !mutant(MUTANT_PUNCH_ENCRYPTED)) || u->keep || !image_has_data_file(img) || !img->data->can_punch || img->discard_ignore ||
 	    !table_get(&img->l1, first >> img->l2_bits))
 		return;
 	if (storage_punch(img->data, first << bits, (end - first) << bits))

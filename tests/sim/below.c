@@ -10,22 +10,10 @@
 #include "run.h"
 
 #define NAME_OFFSET (SECTOR_BYTES - 1) /* in the header's first sector, past all extensions */
-#define HEADER_LENGTH_MAX 112
+#define EXT_FEATURE_NAMES 0x6803f857u
 
-static int give(struct storage *st, struct storage **out, char **path_out)
+struct storage *below_open_live(struct below *b, const char *name, bool read_only)
 {
-	*out = st;
-	if (path_out)
-		*path_out = strdup("below");
-	return 0;
-}
-
-static int open_live(void *arg, struct storage **out, char **path_out, const char *name, bool read_only,
-		     struct error *err)
-{
-	struct below *b = arg;
-
-	(void)err;
 	assert(read_only && !strcmp(name, "b"));
 	if (!b->file) {
 		b->file = simdisk_file(b->disk, "below", &b->map);
@@ -33,16 +21,13 @@ static int open_live(void *arg, struct storage **out, char **path_out, const cha
 		b->file->storage.block_bytes = b->block_bytes;
 	}
 	b->file->closed = false; /* closed, or of a process that was killed */
-	return give(&b->file->storage, out, path_out);
+	return &b->file->storage;
 }
 
-static int open_still(void *arg, struct storage **out, char **path_out, const char *name,
-		      bool read_only, struct error *err)
+struct storage *below_open_still(struct below *b, const char *name, bool read_only)
 {
-	struct below *b = arg;
 	struct simview *view = NULL;
 
-	(void)err;
 	assert(read_only && !strcmp(name, "b"));
 	for (size_t i = 0; !view && i < b->views.n; i++)
 		if (b->views.at[i]->closed)
@@ -53,7 +38,7 @@ static int open_still(void *arg, struct storage **out, char **path_out, const ch
 	}
 	simview_open(view, &b->map, true);
 	view->storage.block_bytes = b->block_bytes;
-	return give(&view->storage, out, path_out);
+	return &view->storage;
 }
 
 void below_init(struct below *b, const struct run_config *cfg, struct simdisk *disk)
@@ -64,8 +49,6 @@ void below_init(struct below *b, const struct run_config *cfg, struct simdisk *d
 	*b = (struct below){.disk = disk, .block_bytes = cfg->block_bytes};
 	if (!cfg->below_seed)
 		return;
-	b->live = (struct names_policy){.backing_format = "raw", .open = open_live, .arg = b};
-	b->still = (struct names_policy){.backing_format = "raw", .open = open_still, .arg = b};
 	/* shorter than the image, longer, or as long */
 	if (rng_chance(&rng, 40))
 		sectors = rng_range(&rng, 1, sectors);
@@ -97,16 +80,34 @@ void below_free(struct below *b)
 	arena_free(&b->arena);
 }
 
+static uint32_t be32_in(const uint8_t *p)
+{
+	return (uint32_t)p[0] << 24 | p[1] << 16 | p[2] << 8 | p[3];
+}
+
+/* Where the header's extensions end that have to stay. */
+static unsigned extensions_end(const uint8_t *head)
+{
+	unsigned at = be32_in(head + 4) >= 3 ? be32_in(head + 100) : 72;
+
+	while (be32_in(head + at) && be32_in(head + at) != EXT_FEATURE_NAMES)
+		at += 8 + align_up(be32_in(head + at + 4), 8);
+	return at;
+}
+
 void below_name(struct below *b, struct sim_map *image)
 {
 	uint8_t *head;
+	unsigned end;
 
 	if (!b->map.size_bytes)
 		return;
 	head = arena_alloc(&b->arena, SECTOR_BYTES);
 	memcpy(head, sim_map_get(image, 0), SECTOR_BYTES);
 	/* in the smallest cluster there is no room for the table of feature names as well */
-	memset(head + HEADER_LENGTH_MAX, 0, SECTOR_BYTES - HEADER_LENGTH_MAX);
+	end = extensions_end(head);
+	assert(end + 8 < NAME_OFFSET);
+	memset(head + end, 0, SECTOR_BYTES - end);
 	head[NAME_OFFSET] = 'b';
 	head[8 + 6] = NAME_OFFSET >> 8;
 	head[8 + 7] = NAME_OFFSET & 0xff;

@@ -8,7 +8,6 @@
 
 #include "simdisk.h"
 #include "simview.h"
-#include "storage/names.h"
 
 /* The number of the write that stamped it; a run's own numbers begin behind it. */
 #define BELOW_NUMBER 1
@@ -22,13 +21,15 @@ struct below {
 	struct simdisk *disk;	     /* where a run's reads of it are scheduled */
 	struct simfile *file;	     /* there, once it was opened */
 	vec(struct simview *) views; /* of crash states, whose reads are not */
-	struct names_policy live, still; /* open it for the one and for the other */
 };
 
 /* What @cfg asks for, maybe none; and what it makes of a new image's map and of the guest's sectors. */
 void below_init(struct below *b, const struct run_config *cfg, struct simdisk *disk);
 void below_free(struct below *b);
-/* Writes its name into the header of a new image. */
+/* Open it for a run, and for a crash state. */
+struct storage *below_open_live(struct below *b, const char *name, bool read_only);
+struct storage *below_open_still(struct below *b, const char *name, bool read_only);
+/* Writes its name into the header of a new image, in place of the table of feature names. */
 void below_name(struct below *b, struct sim_map *image);
 /* What guest sector @s holds before anything was written to it: a number, or 0. */
 uint32_t below_value(const struct below *b, uint64_t s);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/math.h"
+#include "encrypt.h"
 #include "run.h"
 
 const char *const run_profile_names[RUN_PROFILES] = {"tiny", "small", "mixed", "churn", "grow"};
@@ -108,6 +109,52 @@ static void schedule_shape(struct run_config *cfg, struct rng *r)
 	cfg->no_zero = rng_chance(r, 30);
 }
 
+static void data_apart(struct run_config *cfg, struct rng *r)
+{
+	struct qcow2_create_options *c = &cfg->create;
+
+	c->version = 3;
+	cfg->data = rng_chance(r, 35) ? RUN_DATA_RAW : RUN_DATA_FILE;
+	cfg->data_device = rng_chance(r, 20);
+	cfg->open.compress = false;
+	c->data_file = NAMED_DATA_FILE;
+	if (cfg->data == RUN_DATA_FILE)
+		return;
+	c->data_file_raw = true;
+	c->preallocation = QCOW2_PREALLOC_METADATA;
+	cfg->below_seed = 0;
+}
+
+/* Of some seeds the data lies in a file of its own. */
+static void data_shape(struct run_config *cfg)
+{
+	struct rng r = rng_make(cfg->seed, cfg->profile, 0xda7a);
+
+	if (cfg->create.version == 3 && rng_chance(&r, 16))
+		data_apart(cfg, &r);
+}
+
+static void encrypted(struct run_config *cfg, struct rng *r)
+{
+	struct qcow2_create_options *c = &cfg->create;
+
+	encrypt_choose(c, r);
+	cfg->open.passphrase = c->passphrase;
+	cfg->open.compress = false;
+	if (c->version < 3)
+		c->preallocation = QCOW2_PREALLOC_OFF;
+}
+
+/* Of some it is encrypted; the LUKS header makes the image larger. */
+static void crypto_shape(struct run_config *cfg)
+{
+	struct rng r = rng_make(cfg->seed, cfg->profile, 0xc41f);
+
+	if (cfg->profile != RUN_GROW && cfg->data != RUN_DATA_RAW &&
+	    rng_chance(&r, cfg->data ? 35 : 12))
+		encrypted(cfg, &r);
+}
+
 void run_config_make(struct run_config *cfg, enum run_profile profile, uint64_t seed)
 {
 	static const uint64_t delays_ms[] = {0, 1, 20, 1000};
@@ -140,6 +187,8 @@ void run_config_make(struct run_config *cfg, enum run_profile profile, uint64_t 
 	if (rng_chance(&r, 30) && cfg->create.preallocation == QCOW2_PREALLOC_OFF)
 		cfg->below_seed = 1 + rng_below(&r, 1000000);
 	cfg->open.reclaim_delay_ms = rng_chance(&r, 70) ? 1 : 0;
+	data_shape(cfg);
+	crypto_shape(cfg);
 }
 
 void run_config_resize(struct run_config *cfg)
@@ -148,7 +197,7 @@ void run_config_resize(struct run_config *cfg)
 	uint64_t old = cfg->create.size_bytes, size;
 
 	/* a second run begins with this one's disk on other seeds */
-	if (cfg->seed % 3 != 1 || rng_chance(&r, 30))
+	if (cfg->seed % 3 != 1 || rng_chance(&r, 30) || cfg->data == RUN_DATA_RAW)
 		return;
 	if (rng_chance(&r, 50) && !cfg->device) {
 		/* by what more L1 entries cover, where that is little */
@@ -167,8 +216,28 @@ void run_config_snapshots(struct run_config *cfg)
 	struct rng r = rng_make(cfg->seed, cfg->profile, 0x54a9);
 
 	/* a second run begins with this one's disk on other seeds, and those with 1 are resized */
-	if (cfg->seed % 3 == 2 && !cfg->open.compress)
+	if (cfg->seed % 3 == 2 && !cfg->open.compress && !cfg->data)
 		cfg->snapshots = rng_range(&r, 1, cfg->profile == RUN_TINY ? 2 : 6);
+}
+
+void run_config_kills(struct run_config *cfg)
+{
+	struct rng r = rng_make(cfg->seed, cfg->profile, 0x6111);
+
+	run_config_snapshots(cfg);
+	if (!cfg->snapshots && !cfg->create.luks && rng_chance(&r, 30))
+		data_apart(cfg, &r);
+}
+
+void run_config_faults(struct run_config *cfg)
+{
+	struct rng r = rng_make(cfg->seed, cfg->profile, 0xfa17);
+
+	cfg->requests = min_of(cfg->requests, cfg->profile == RUN_GROW ? 120u : 40u);
+	if (cfg->seed % 4 == 2 && !cfg->create.luks)
+		data_apart(cfg, &r);
+	if (cfg->seed % 6 == 4 && cfg->data != RUN_DATA_RAW && cfg->profile != RUN_GROW)
+		encrypted(cfg, &r);
 }
 
 void run_config_print(const struct run_config *cfg)
@@ -184,6 +253,11 @@ void run_config_print(const struct run_config *cfg)
 		printf("  writes are compressed, %s\n", c->zstd ? "zstd" : "zlib");
 	printf("  on a %s with blocks of %u\n", cfg->device ? "block device" : "file",
 	       cfg->block_bytes);
+	if (cfg->data)
+		printf("  the data in a %s%s\n", cfg->data == RUN_DATA_RAW ? "raw " : "",
+		       cfg->data_device ? "block device of its own" : "file of its own");
+	if (cfg->create.luks)
+		printf("  encrypted: %s\n", cfg->create.luks_options.cipher_mode);
 	if (cfg->snapshots)
 		printf("  %u operations on snapshots\n", cfg->snapshots);
 	if (cfg->resize_bytes)

@@ -48,6 +48,8 @@ enum strategy {
 	ONE_TORN, /* all, and one operation in part */
 	KINDS,	  /* those that write one kind of cluster, or all the others */
 	LANDED,	  /* those that had landed, or those that had not */
+	STRATEGIES_ONE_FILE,
+	ONE_FILE = STRATEGIES_ONE_FILE, /* all of one file, none of the others */
 	STRATEGIES,
 };
 
@@ -55,6 +57,8 @@ static enum judge_kind op_kind(const struct judge *j, const struct sim_op *op)
 {
 	uint64_t cluster = op->sector * SECTOR_BYTES >> j->cluster_bits;
 
+	if (op->file) /* a data file's */
+		return JUDGE_DATA;
 	return cluster < j->kinds.n ? j->kinds.at[cluster] : JUDGE_FREE;
 }
 
@@ -103,6 +107,9 @@ static void strategy_apply(struct crash *c, const struct judge *kinds, enum stra
 		case LANDED:
 			in = landed == flip ? 100 : 0;
 			break;
+		case ONE_FILE:
+			in = !cop->op->file == flip ? 100 : 0;
+			break;
 		case STRATEGIES:
 			break;
 		}
@@ -113,7 +120,8 @@ static void strategy_apply(struct crash *c, const struct judge *kinds, enum stra
 static void state_random(struct crash *c, const struct judge *kinds, uint64_t seed, uint64_t number)
 {
 	struct rng r = rng_make(seed, c->time, number);
-	enum strategy strategy = number < 2 ? number : rng_below(&r, STRATEGIES);
+	uint64_t strategies = c->files[0].view.data ? STRATEGIES : STRATEGIES_ONE_FILE;
+	enum strategy strategy = number < 2 ? number : rng_below(&r, strategies);
 
 	strategy_apply(c, kinds, strategy, &r);
 	crash_state_random(c, &r);
@@ -200,8 +208,8 @@ static void report(struct walk *w, const char *word)
 	for (size_t i = 0; i < w->c->ops.n && i < 40; i++) {
 		const struct sim_op *op = w->c->ops.at[i]->op;
 
-		printf("    %s of sectors %" PRIu64 "+%" PRIu64 " (%#" PRIx64 ", %s)%s%s\n",
-		       sim_op_name(op), op->sector, op->sectors, op->sector * SECTOR_BYTES,
+		printf("    %s: %s of sectors %" PRIu64 "+%" PRIu64 " (%#" PRIx64 ", %s)%s%s\n",
+		       w->r->disk->files.at[op->file]->storage.name, sim_op_name(op), op->sector, op->sectors, op->sector * SECTOR_BYTES,
 		       judge_kind_names[op_kind(&w->kinds, op)],
 		       op->land < w->c->time ? ", landed" : "",
 		       op->done < w->c->time ? ", completed" : "");
@@ -329,6 +337,8 @@ static void walk_init(struct walk *w, struct explorer *e, struct run *r)
 {
 	*w = (struct walk){.e = e, .r = r};
 	w->c = crash_create(r->disk);
+	if (r->named.data)
+		w->c->files[0].view.data = &w->c->files[r->named.data->number].view;
 	judge_run(&w->kinds, &r->file->live);
 	seen_init(&w->seen);
 }
@@ -359,6 +369,8 @@ bool explore_run(struct explorer *e, struct run *r)
 		ok = moment(&w, t);
 	}
 	e->runs++;
+	e->apart += r->cfg.data != RUN_DATA_NONE;
+	e->encrypted += r->cfg.create.luks;
 	sim_free(wanted);
 	walk_free(&w);
 	return ok;

@@ -23,6 +23,7 @@ struct explorer {
 	uint64_t runs, moments, exhausted; /* exhausted: moments whose states were all looked at */
 	uint64_t explored, repeated; /* states; repeated: met before in their run, not counted */
 	uint64_t largest;	     /* combinations at a moment */
+	uint64_t apart, encrypted;   /* of the runs: the data in a file of its own; encrypted */
 	char text[600];		     /* of the failure */
 };
 

@@ -31,6 +31,23 @@ bool fault_plan_parse(struct fault_plan *plan, const char *text)
 	return false;
 }
 
+/* One of two files, in turn, or both. */
+static unsigned fault_files(const struct run *r, const struct fault_plan *plan)
+{
+	const unsigned image = 1u << r->file->number, data = 1u << r->named.data->number;
+	const unsigned of[] = {image, data, image | data};
+
+	/* there is one limit for all, and they are of different lengths */
+	return of[plan->index % (plan->mode == FAULT_FULL ? 2 : 3)];
+}
+
+static uint64_t full_at(const struct run *r, const struct fault_plan *plan)
+{
+	const struct simfile *f = r->named.data && plan->index % 2 ? r->named.data : r->file;
+
+	return f->live.size_bytes + plan->index * SECTOR_BYTES;
+}
+
 static void plan_start(struct run *r, const struct fault_plan *plan)
 {
 	struct sim_fault *f = &r->disk->fault;
@@ -57,12 +74,13 @@ static void plan_start(struct run *r, const struct fault_plan *plan)
 		f->last += rng_range(&rng, 1, 40);
 		break;
 	case FAULT_FULL:
-		*f = (struct sim_fault){.limit_bytes = r->file->live.size_bytes +
-						       plan->index * SECTOR_BYTES};
+		*f = (struct sim_fault){.limit_bytes = full_at(r, plan)};
 		break;
 	default:
 		break;
 	}
+	if (r->named.data && plan->mode != FAULT_ONE)
+		f->files = fault_files(r, plan);
 }
 
 static void check_errors(struct run *r, struct slot *s)
@@ -257,7 +275,7 @@ int faults_run(uint64_t seed, uint64_t runs, uint64_t seconds)
 		uint64_t ios, stride;
 
 		run_config_make(&cfg, profile, seed);
-		cfg.requests = min_of(cfg.requests, faults_requests(profile));
+		run_config_faults(&cfg);
 		ios = count_ios(&cfg);
 		ok = ios > 0;
 		t.workloads++;
@@ -272,9 +290,10 @@ int faults_run(uint64_t seed, uint64_t runs, uint64_t seconds)
 	}
 	printf("%" PRIu64 " runs with faults over %" PRIu64 " workloads, in %.1f s: %" PRIu64
 	       " I/Os failed, %" PRIu64 " requests (%" PRIu64 " of them FLUSH), %" PRIu64
-	       " crash states\n",
+	       " crash states; the data in a file of its own in %" PRIu64 " runs, encrypted in %" PRIu64
+	       "\n",
 	       t.runs, t.workloads, now() - start, t.injected, t.requests_failed, t.flushes_failed,
-	       e.explored);
+	       e.explored, e.apart, e.encrypted);
 	explorer_free(&e);
 	return !ok;
 }

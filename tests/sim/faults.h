@@ -30,12 +30,6 @@ struct fault_plan {
 	uint64_t index;
 };
 
-/* A workload is cut to so many requests. */
-static inline unsigned faults_requests(enum run_profile profile)
-{
-	return profile == RUN_GROW ? 120 : 40;
-}
-
 extern const char *const fault_mode_names[FAULT_MODES];
 
 /* "MODE:INDEX"; false if it is no plan. */

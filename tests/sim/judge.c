@@ -18,10 +18,11 @@
 #define ZERO	    1ull
 #define L1_RESERVED 0x7f000000000001ffull
 #define L2_RESERVED 0x3f000000000001feull
+#define EXT_LUKS    0x0537be77u
 
 const char *const judge_kind_names[JUDGE_KINDS] = {
 	"free", "header", "refcount table", "refcount block", "L1", "L2", "data", "compressed",
-	"snapshot table",
+	"snapshot table", "LUKS header",
 };
 
 __attribute__((format(printf, 2, 3))) static void corrupt(struct judge *j, const char *fmt, ...)
@@ -128,37 +129,54 @@ static void walk_compressed(struct judge *j, uint64_t at, uint64_t entry)
 		count(j, offset, (sectors + 1) * 512 - offset % 512, JUDGE_COMPRESSED, at);
 }
 
-static void walk_l2(struct judge *j, uint64_t l2_offset)
+/* Guest data at @offset, or none if it is 0; the guest has it at @goff. */
+static void count_data(struct judge *j, uint64_t at, uint64_t entry, uint64_t goff)
+{
+	uint64_t cluster = (uint64_t)1 << j->cluster_bits, offset = entry & OFFSET_MASK;
+
+	if (!j->data_file && offset)
+		count(j, offset, cluster, JUDGE_DATA, at);
+	else if (j->data_file && (offset || entry & COPIED) && offset != goff)
+		corrupt(j, "L2 entry at %#" PRIx64 " is %#" PRIx64 ", guest offset %#" PRIx64
+			" of a data file", at, entry, goff);
+}
+
+/* @goff is the guest offset of the table's first entry. */
+static void walk_l2(struct judge *j, uint64_t l2_offset, uint64_t goff)
 {
 	uint64_t cluster = (uint64_t)1 << j->cluster_bits;
 
-	for (uint64_t at = l2_offset; at < l2_offset + cluster; at += entry_bytes(j)) {
+	for (uint64_t at = l2_offset; at < l2_offset + cluster; at += entry_bytes(j), goff += cluster) {
 		uint64_t entry = be64_at(j->map, at);
 		uint64_t offset = entry & OFFSET_MASK;
 		uint64_t bitmap = j->extended ? be64_at(j->map, at + 8) : 0;
 
-		if (bitmap & bitmap >> 32 & 0xffffffff || (bitmap & 0xffffffff && !offset) ||
+		if (bitmap & bitmap >> 32 & 0xffffffff ||
+		    (bitmap & 0xffffffff && !offset && !(j->data_file && entry & COPIED)) ||
 		    (j->extended && entry & ZERO && !(entry & COMPRESSED)) ||
 		    (bitmap && entry & COMPRESSED))
 			corrupt(j, "L2 entry at %#" PRIx64 " is %#" PRIx64 " with bitmap %#" PRIx64, at,
 				entry, bitmap);
 		if (!entry)
 			continue;
-		if (entry & COMPRESSED)
+		if (entry & COMPRESSED && j->data_file)
+			corrupt(j, "L2 entry at %#" PRIx64 " is compressed, in a data file", at);
+		else if (entry & COMPRESSED)
 			walk_compressed(j, at, entry);
 		else if (entry & L2_RESERVED || (j->version < 3 && entry & ZERO))
 			corrupt(j, "L2 entry at %#" PRIx64 " has reserved bits: %#" PRIx64, at,
 				entry);
 		else if (offset & (cluster - 1))
 			corrupt(j, "L2 entry at %#" PRIx64 " is not aligned: %#" PRIx64, at, entry);
-		else if (offset)
-			count(j, offset, cluster, JUDGE_DATA, at);
+		else
+			count_data(j, at, entry, goff);
 	}
 }
 
 static void walk_l1(struct judge *j, uint64_t l1_offset, uint64_t l1_size)
 {
 	uint64_t cluster = (uint64_t)1 << j->cluster_bits;
+	uint64_t per_table = cluster / entry_bytes(j) * cluster; /* guest bytes */
 
 	j->walker++;
 	count(j, l1_offset, l1_size * 8, JUDGE_L1, 40);
@@ -175,7 +193,7 @@ static void walk_l1(struct judge *j, uint64_t l1_offset, uint64_t l1_size)
 			continue;
 		}
 		if (count(j, offset, cluster, JUDGE_L2, l1_offset + i * 8))
-			walk_l2(j, offset);
+			walk_l2(j, offset, i * per_table);
 	}
 }
 
@@ -229,15 +247,17 @@ static void compare(struct judge *j, uint64_t rt_offset)
 	}
 }
 
-static void copied(struct judge *j, uint64_t rt_offset, uint64_t at, const char *what)
+/* @data: the entry is of guest data, of which a data file has each cluster once. */
+static void copied(struct judge *j, uint64_t rt_offset, uint64_t at, bool data, const char *what)
 {
 	uint64_t entry = be64_at(j->map, at);
 	uint64_t offset = entry & OFFSET_MASK;
-	uint64_t stored;
+	uint64_t stored = 1;
 
 	if (!offset || entry & COMPRESSED)
 		return;
-	stored = refcount_at(j, rt_offset, offset >> j->cluster_bits);
+	if (!data || !j->data_file)
+		stored = refcount_at(j, rt_offset, offset >> j->cluster_bits);
 	j->flags += stored == 1 && !(entry & COPIED);
 	if ((stored == 1) != !!(entry & COPIED))
 		corrupt(j, "%s entry at %#" PRIx64 " is %#" PRIx64 " with refcount %" PRIu64, what,
@@ -250,12 +270,25 @@ static void compare_copied(struct judge *j, uint64_t rt_offset, uint64_t l1_offs
 	for (uint64_t i = 0; i < l1_size; i++) {
 		uint64_t l2 = be64_at(j->map, l1_offset + i * 8) & OFFSET_MASK;
 
-		copied(j, rt_offset, l1_offset + i * 8, "L1");
+		copied(j, rt_offset, l1_offset + i * 8, false, "L1");
 		if (!l2 || l2 >> j->cluster_bits >= j->clusters)
 			continue;
 		for (uint64_t k = 0; k < (uint64_t)1 << j->cluster_bits; k += entry_bytes(j))
-			copied(j, rt_offset, l2 + k, "L2");
+			copied(j, rt_offset, l2 + k, true, "L2");
 	}
+}
+
+/* The LUKS header, which a header extension says the place of. */
+static void walk_luks(struct judge *j)
+{
+	uint64_t at = j->version == 3 ? be_at(j->map, 100, 4) : 72;
+
+	while (be_at(j->map, at, 4) && be_at(j->map, at, 4) != EXT_LUKS && at < 4096)
+		at += 8 + align_up(be_at(j->map, at + 4, 4), 8);
+	if (be_at(j->map, at, 4) == EXT_LUKS)
+		count(j, be64_at(j->map, at + 8), be64_at(j->map, at + 16), JUDGE_LUKS, at);
+	else
+		corrupt(j, "encrypted, and there is no LUKS header");
 }
 
 static bool read_header(struct judge *j)
@@ -274,8 +307,10 @@ static bool read_header(struct judge *j)
 	j->refcount_order = j->version == 3 ? be_at(m, 96, 4) : 4;
 	incompatible = j->version == 3 ? be64_at(m, 72) : 0;
 	j->dirty = incompatible & 1;
+	j->data_file = incompatible & 4;
 	j->extended = incompatible & 16;
-	if (j->refcount_order > 6 || incompatible & ~25ull || be_at(m, 60, 4) > 64) {
+	if (j->refcount_order > 6 || incompatible & ~29ull || be_at(m, 60, 4) > 64 ||
+	    be_at(m, 32, 4) & ~2ull) {
 		corrupt(j, "the header has features that no workload makes");
 		return false;
 	}
@@ -306,6 +341,8 @@ void judge_run(struct judge *j, const struct sim_map *map)
 	count(j, 0, (uint64_t)1 << j->cluster_bits, JUDGE_HEADER, 0);
 	walk_l1(j, l1_offset, l1_size);
 	walk_snapshots(j);
+	if (be_at(map, 32, 4))
+		walk_luks(j);
 	walk_refcounts(j, rt_offset, rt_clusters);
 	compare(j, rt_offset);
 	compare_copied(j, rt_offset, l1_offset, l1_size);

@@ -3,8 +3,9 @@
  * judge.h: a small checker of qcow2 structure for the simulation, independent of the engine's: it
  * shares no code with src/qcow2, works on a map in memory, and takes microseconds. Its verdict is
  * that of `qemu-img check`: corruption is what qemu-img calls an error, a leak what it calls a
- * leak. Plain images only (no snapshots, extended L2, bitmaps, encryption); a feature
- * that it does not know is a corruption here, as no workload makes one.
+ * leak. What a data file holds is not counted, as in QEMU; but a cluster in it that lies elsewhere than
+ * where the guest has it is a corruption. Bitmaps, or a feature that it does not know, are corruptions
+ * here, as no workload makes any.
  */
 #ifndef SIM_JUDGE_H
 #define SIM_JUDGE_H
@@ -22,6 +23,7 @@ enum judge_kind {
 	JUDGE_DATA,
 	JUDGE_COMPRESSED,
 	JUDGE_TABLE,
+	JUDGE_LUKS,
 	JUDGE_KINDS,
 };
 
@@ -30,6 +32,7 @@ struct judge {
 	bool shared; /* compressed clusters, or counts too high that are above 1 */
 	uint64_t flags; /* of the corruptions: COPIED clear and refcount 1, in the active tables */
 	bool dirty, extended;
+	bool data_file; /* data lies in another file */
 	char text[256]; /* of the first corruption */
 
 	/* the image's */

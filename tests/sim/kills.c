@@ -21,7 +21,7 @@
 #define MAX_KILLS 4
 
 struct totals {
-	uint64_t runs, kills, states, refused, broken;
+	uint64_t runs, kills, states, refused, broken, apart, encrypted;
 };
 
 static void fault_soon(struct run *r, struct rng *rng, unsigned kinds, unsigned within)
@@ -146,7 +146,7 @@ bool kills_explore(struct explorer *e, enum run_profile profile, uint64_t seed, 
 	bool ok;
 
 	run_config_make(&cfg, profile, seed);
-	run_config_snapshots(&cfg);
+	run_config_kills(&cfg);
 	snprintf(text, sizeof(text), " --kills 1%s", extra);
 	e->extra = text;
 	ok = kills_whole(r, &cfg, extra) && explore_run(e, r);
@@ -179,6 +179,8 @@ static int batch(struct totals *t, uint64_t seed)
 		}
 	}
 	t->states += e.explored;
+	t->apart += e.apart;
+	t->encrypted += e.encrypted;
 	fflush(stdout);
 	return !ok;
 }
@@ -212,9 +214,12 @@ int kills_run(uint64_t seed, uint64_t runs, uint64_t seconds)
 	}
 	printf("%" PRIu64 " kills in %" PRIu64 " runs, in %.1f s, %" PRIu64
 	       " recoveries failed by the "
-	       "disk, %" PRIu64 " runs with a failed sync: %s; %" PRIu64 " crash states\n",
+	       "disk, %" PRIu64 " runs with a failed sync: %s; %" PRIu64
+	       " crash states; the data in a file of its own in %" PRIu64 " runs, encrypted in %" PRIu64
+	       "\n",
 	       t->kills, t->runs, now() - start, t->refused, t->broken,
-	       status ? "FAILED" : "all that was acknowledged was there", t->states);
+	       status ? "FAILED" : "all that was acknowledged was there", t->states, t->apart,
+	       t->encrypted);
 	if (status && !(WIFEXITED(status) && WEXITSTATUS(status) == 1))
 		printf("FAILED: seeds from %" PRIu64 " on: status %#x\n", seed - BATCH, status);
 	munmap(t, sizeof(*t));

@@ -770,6 +770,7 @@ static void make_device(struct run *r, struct sim_map *map)
 {
 	uint64_t bytes = r->cfg.create.size_bytes + r->cfg.create.size_bytes / 2 +
 			 64 * (uint64_t)r->cfg.create.cluster_bytes + 256 * KiB +
+			 (r->cfg.create.luks ? 2 * MiB : 0) +
 			 r->cfg.snapshots * (r->cfg.create.size_bytes * 2 + 256 * KiB);
 	const uint8_t *kinds[16];
 
@@ -807,11 +808,11 @@ static void show_below(struct run *r)
 {
 	uint32_t *values;
 
-	if (!r->below.map.size_bytes)
+	if (!r->named.below.map.size_bytes && r->cfg.data != RUN_DATA_RAW)
 		return;
 	values = sim_calloc(r->guest.sectors, sizeof(*values));
 	for (uint64_t s = 0; s < r->guest.now; s++)
-		values[s] = below_value(&r->below, s);
+		values[s] = named_value(&r->named, &r->cfg, s);
 	guest_continue(&r->guest, values, BELOW_NUMBER + 1);
 	sim_free(values);
 }
@@ -827,23 +828,26 @@ int run_init(struct run *r, const struct run_config *cfg, const struct run_origi
 	else if (create_image(r, &map))
 		return -EINVAL;
 	r->disk = simdisk_create(cfg->seed);
-	below_init(&r->below, cfg, r->disk);
+	named_init(&r->named, cfg, r->disk);
 	if (!origin)
-		below_name(&r->below, &map);
-	r->cfg.open.image_path = "image";
-	r->cfg.open.names = &r->below.live;
+		below_name(&r->named.below, &map);
 	r->file = simdisk_file(r->disk, "image", &map);
 	r->file->storage.can_punch = cfg->can_punch;
 	r->file->storage.fixed_size = cfg->device;
 	r->file->storage.block_bytes = cfg->block_bytes;
 	r->file->no_zero = cfg->no_zero;
+	named_make_data(&r->named, cfg, origin ? &origin->data : NULL);
+	r->cfg.open.image_path = "image";
+	r->cfg.open.names = &r->named.live;
 	guest_init(&r->guest, max_of(cfg->create.size_bytes, cfg->resize_bytes) / SECTOR_BYTES);
 	r->guest.now = cfg->create.size_bytes / SECTOR_BYTES;
 	r->guest.resize.from = r->guest.now;
 	r->guest.resize.to = (cfg->resize_bytes ? cfg->resize_bytes : cfg->create.size_bytes) / SECTOR_BYTES;
 	show_below(r);
-	if (origin)
+	if (origin) {
 		guest_continue(&r->guest, origin->values, origin->next_number);
+		r->snaps = origin->snaps;
+	}
 	slots_make(r);
 	return 0;
 }
@@ -855,10 +859,16 @@ static void check_closed(struct run *r, bool may_leak)
 	struct judge judge = {0};
 
 	judge_run(&judge, &r->file->live);
+	if (r->snaps.flags_given)
+		judge.corruptions -= judge.flags;
 	if (judge.corruptions)
 		run_fail(r, "the closed image is corrupt: %s", judge.text);
 	else if (judge.leaks && !may_leak)
 		run_fail(r, "the closed image has %" PRIu64 " leaks", judge.leaks);
+	if (r->cfg.data == RUN_DATA_RAW && !r->cfg.data_device &&
+	    r->named.data->live.size_bytes > r->guest.now * SECTOR_BYTES)
+		run_fail(r, "the raw data file has %" PRIu64 " bytes, more than the disk",
+			 r->named.data->live.size_bytes);
 	judge_free(&judge);
 }
 
@@ -933,9 +943,13 @@ void run_free(struct run *r)
 	sim_free(r->slots);
 	if (!r->file->closed)
 		storage_close(&r->file->storage);
+	if (r->named.data && !r->named.data->closed)
+		storage_close(&r->named.data->storage);
+	while (r->disk->ghosts.n)
+		simdisk_ghost(r->disk);
 	simdisk_destroy(r->disk);
 	simdisk_destroy(r->base);
-	below_free(&r->below);
+	named_free(&r->named);
 	guest_free(&r->guest);
 	snaps_free(&r->snaps);
 }

@@ -11,8 +11,8 @@
 #ifndef SIM_RUN_H
 #define SIM_RUN_H
 
-#include "below.h"
 #include "guest.h"
+#include "named.h"
 #include "qcow2.h"
 #include "simdisk.h"
 #include "snaps.h"
@@ -33,12 +33,21 @@ enum run_profile {
 
 extern const char *const run_profile_names[RUN_PROFILES];
 
+/* Where the guest's data lies. */
+enum run_data {
+	RUN_DATA_NONE, /* in the image */
+	RUN_DATA_FILE, /* in an external data file */
+	RUN_DATA_RAW,  /* the same, and that file alone is the disk */
+};
+
 struct run_config {
 	enum run_profile profile;
 	uint64_t seed;
 	struct qcow2_create_options create;
 	struct qcow2_options open;
 	uint64_t below_seed;  /* of a backing file; 0: none */
+	enum run_data data;
+	bool data_device; /* the data file is a block device */
 	uint32_t block_bytes; /* the storage's: what its I/O is a multiple of */
 	bool device; /* the image lies on a block device: of fixed size, garbage past what is used */
 	unsigned snapshots;    /* operations on snapshots on the way */
@@ -66,11 +75,16 @@ void run_config_make(struct run_config *cfg, enum run_profile profile, uint64_t 
  */
 void run_config_resize(struct run_config *cfg);
 void run_config_snapshots(struct run_config *cfg);
+/* For kills_whole(), snapshots included, and for faults_whole(); of more seeds than else the data lies apart. */
+void run_config_kills(struct run_config *cfg);
+void run_config_faults(struct run_config *cfg);
 void run_config_print(const struct run_config *cfg);
 
 /* Where a run goes on from, instead of a new image. */
 struct run_origin {
 	struct sim_map map;
+	struct sim_map data;  /* of the data file, if there is one */
+	struct snaps snaps;   /* that are in the map */
 	uint32_t *values;     /* what each guest sector holds */
 	uint32_t next_number; /* of requests; those before have been given away */
 	struct arena arena;   /* of sectors that only this map has */
@@ -94,7 +108,7 @@ struct run {
 	struct rng rng;
 	struct simdisk *base, *disk; /* the image as created; the run's */
 	struct simfile *file;
-	struct below below;
+	struct named named;
 	struct guest guest;
 	struct snaps snaps;
 	struct loop *loops[RUN_MAX_QUEUES + 1]; /* 0: the metadata loop */

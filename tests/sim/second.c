@@ -55,6 +55,14 @@ static void make_dirty(struct run_origin *o, struct rng *rng)
 	judge_free(&j);
 }
 
+static void map_take(struct sim_map *to, const struct sim_map *from)
+{
+	sim_map_copy(to, from);
+	/* nothing beyond the end comes back when the file grows */
+	for (uint64_t s = to->size_bytes / SECTOR_BYTES; s < to->n; s++)
+		to->at[s] = sim_zero_sector;
+}
+
 /* Some crash state of @first: the map, and what the guest sees in it. */
 static bool origin_make(struct run_origin *o, struct verifier *v, struct run *first,
 			struct rng *rng, char *text, size_t len)
@@ -69,11 +77,16 @@ static bool origin_make(struct run_origin *o, struct verifier *v, struct run *fi
 	for (size_t i = 0; i < c->ops.n; i++)
 		c->ops.at[i]->percent = rng_chance(rng, percent) ? 100 : 0;
 	crash_state_random(c, rng);
-	sim_map_copy(&o->map, &c->files[0].base);
-	/* nothing beyond the end comes back when the file grows */
-	for (uint64_t s = o->map.size_bytes / SECTOR_BYTES; s < o->map.n; s++)
-		o->map.at[s] = sim_zero_sector;
-	ok = verify_values(v, first, &c->files[0].view, o->values, text, len);
+	map_take(&o->map, &c->files[0].base);
+	if (first->named.data) {
+		c->files[0].view.data = &c->files[1].view;
+		map_take(&o->data, &c->files[1].base);
+	}
+	ok = verify_values(v, first, &c->files[0].view, o->values, text, len) &&
+	     snaps_inherit(&o->snaps, first, &c->files[0].view, text, len);
+	judge_run(&v->judge, &o->map);
+	/* counts that the search for leaks lowers to 1 come before the flags */
+	o->snaps.flags_given = v->judge.flags || first->snaps.n;
 	crash_state_drop(c);
 	crash_destroy(c);
 	return ok;
@@ -96,9 +109,13 @@ bool second_whole(struct run *r, struct run_origin *origin, struct verifier *v, 
 	cfg.device = first->cfg.device;
 	cfg.block_bytes = first->cfg.block_bytes;
 	cfg.below_seed = first->cfg.below_seed;
+	cfg.data = first->cfg.data;
+	cfg.data_device = first->cfg.data_device;
+	cfg.open.compress = cfg.open.compress && !cfg.data && !cfg.create.luks && !first->snaps.n;
+	cfg.open.passphrase = first->cfg.open.passphrase;
 	cfg.max_sectors = min_of((uint64_t)cfg.max_sectors, first->guest.sectors);
 	cfg.seed = first->cfg.seed;
-	if (cfg.create.version == 3 && rng_chance(&rng, 40))
+	if (cfg.create.version == 3 && !first->snaps.n && rng_chance(&rng, 40))
 		make_dirty(origin, &rng);
 	return run_whole(r, &cfg, origin, extra);
 }
@@ -106,6 +123,7 @@ bool second_whole(struct run *r, struct run_origin *origin, struct verifier *v, 
 void second_free(struct run_origin *origin)
 {
 	sim_map_free(&origin->map);
+	sim_map_free(&origin->data);
 	sim_free(origin->values);
 	arena_free(&origin->arena);
 }

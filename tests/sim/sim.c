@@ -93,7 +93,7 @@ static bool run_any(struct run *r, struct run_config *cfg, const struct options 
 	if (o->second)
 		return run_second(r, cfg, o);
 	if (o->kills)
-		run_config_snapshots(cfg);
+		run_config_kills(cfg);
 	if (o->kills)
 		return kills_whole(r, cfg, o->mutant);
 	if (o->fault.mode == FAULT_NONE) {
@@ -101,7 +101,7 @@ static bool run_any(struct run *r, struct run_config *cfg, const struct options 
 		run_config_snapshots(cfg);
 		return run_whole(r, cfg, NULL, o->mutant);
 	}
-	cfg->requests = min_of(cfg->requests, faults_requests(cfg->profile));
+	run_config_faults(cfg);
 	return faults_whole(r, cfg, &o->fault, o->mutant);
 }
 
@@ -121,7 +121,7 @@ static bool explore_seed(struct explorer *e, enum run_profile profile, uint64_t 
 	if (ok && seed % 16 == 0 && !cfg.snapshots)
 		ok = deterministic(&cfg, simdisk_digest(r.disk));
 	ok = ok && explore_run(e, &r);
-	if (ok && seed % 3 == 0)
+	if (ok && (seed % 3 == 0 || (cfg.snapshots && seed % 2)))
 		ok = second_explore(e, &r);
 	run_free(&r);
 	return ok;
@@ -138,6 +138,8 @@ static void explore_summary(const struct explorer *e, double seconds)
 	printf("%" PRIu64 " written to as well, %" PRIu64 " by the engine's checker, %" PRIu64
 	       " by qemu-img; %" PRIu64 " had leaks, %" PRIu64 " the dirty bit\n",
 	       v->deep, v->checker, v->qemu, v->leaky, v->dirty);
+	printf("of %" PRIu64 " runs the data lay in a file of its own, %" PRIu64 " were encrypted\n",
+	       e->apart, e->encrypted);
 }
 
 static int command_explore(const struct options *o)
@@ -247,6 +249,7 @@ static bool mutant_fault(struct explorer *e, uint64_t seed)
 	bool ok;
 
 	run_config_make(&cfg, RUN_TINY, seed);
+	run_config_faults(&cfg);
 	ok = faults_explore(e, &cfg, &plan, &r);
 	run_free(&r);
 	return ok;

@@ -283,14 +283,18 @@ void simdisk_finish(struct simdisk *d, size_t index)
 	loop_post(op->loop, &op->msg);
 }
 
-void simdisk_ghost(struct simdisk *d)
+static void ghost_land(struct simdisk *d, size_t i)
 {
-	uint64_t i = rng_below(&d->rng, d->ghosts.n);
 	struct sim_op *op = d->ghosts.at[i];
 
 	d->ghosts.at[i] = d->ghosts.at[--d->ghosts.n];
 	land(op);
 	account_done(op);
+}
+
+void simdisk_ghost(struct simdisk *d)
+{
+	ghost_land(d, rng_below(&d->rng, d->ghosts.n));
 }
 
 void simdisk_kill(struct simdisk *d)
@@ -313,15 +317,29 @@ void simdisk_kill(struct simdisk *d)
 	}
 }
 
-/* Waits for what a killed process had under way. */
+/* One that may still change the file, or -1; any, at random. */
+static ssize_t ghost_of(struct simdisk *d, unsigned file)
+{
+	uint64_t first = d->ghosts.n ? rng_below(&d->rng, d->ghosts.n) : 0;
+
+	for (size_t k = 0; k < d->ghosts.n; k++) {
+		size_t i = (first + k) % d->ghosts.n;
+
+		if (d->ghosts.at[i]->file == file || d->ghosts.at[i]->op == STORAGE_READ)
+			return i;
+	}
+	return -1;
+}
+
+/* Waits for what a killed process had under way for this file; for another one it may go on. */
 static int file_claim(struct storage *st, unsigned timeout_ms, struct error *err)
 {
-	struct simdisk *d = container_of(st, struct simfile, storage)->disk;
+	struct simfile *f = container_of(st, struct simfile, storage);
+	ssize_t i;
 
-	while (d->ghosts.n)
-		simdisk_ghost(d);
-	for (size_t i = 0; i < d->files.n; i++)
-		d->files.at[i]->storage.size_bytes = d->files.at[i]->live.size_bytes;
+	while ((i = ghost_of(f->disk, f->number)) >= 0)
+		ghost_land(f->disk, i);
+	st->size_bytes = f->live.size_bytes;
 	return 0;
 }
 
@@ -340,6 +358,8 @@ static int op_fate(struct sim_op *op)
 		return -EOPNOTSUPP;
 	if (op->op == STORAGE_ZERO && f->no_zero)
 		return -EOPNOTSUPP;
+	if (fault->files && !(fault->files >> op->file & 1))
+		return 0;
 	if (fault->kinds >> op->op & 1 && op->number >= fault->first && op->number <= fault->last) {
 		d->failed++;
 		return fault->error;

@@ -87,6 +87,7 @@ struct sim_fault {
 	uint64_t first, last; /* numbers of operations, both included */
 	int error;	      /* what they fail with, such as -EIO */
 	uint64_t limit_bytes; /* not 0: the disk is full: growing a file past this gives -ENOSPC */
+	unsigned files;	      /* a bit for each file that this is about; 0: all */
 };
 
 struct simfile {
@@ -125,8 +126,8 @@ void simdisk_finish(struct simdisk *d, size_t index);
 
 /*
  * The process that submitted what is under way is killed: none of it is reported, but it may still
- * land, each operation in any part or not at all: when simdisk_ghost() lets it, or all of it when the
- * next process claims the storage (storage_claim(), which waits for it). The files are open anew for
+ * land, each operation in any part or not at all: when simdisk_ghost() lets it, or all that is for one
+ * file when the next process claims that file (storage_claim(), which waits for it). The files are open anew for
  * that process. What has landed can be read, and becomes durable by the next sync.
  */
 void simdisk_kill(struct simdisk *d);

@@ -9,7 +9,7 @@
 
 #include "base/math.h"
 
-static const uint8_t *view_get(const struct simview *v, uint64_t sector)
+const uint8_t *simview_get(const struct simview *v, uint64_t sector)
 {
 	if (sector * SECTOR_BYTES >= v->map->size_bytes)
 		return sim_zero_sector;
@@ -78,7 +78,7 @@ static void view_payload(struct simview *v, const struct storage_io *io)
 		assert(is_aligned(iov[i].iov_len, SECTOR_BYTES));
 		for (size_t off = 0; off < iov[i].iov_len; off += SECTOR_BYTES, sector++) {
 			if (io->op == STORAGE_READ)
-				memcpy(mem + off, view_get(v, sector), SECTOR_BYTES);
+				memcpy(mem + off, simview_get(v, sector), SECTOR_BYTES);
 			else
 				view_write(v, sector, mem + off);
 		}

@@ -17,6 +17,7 @@ struct simview_undo {
 struct simview {
 	struct storage storage; /* first */
 	struct sim_map *map;
+	struct simview *data; /* the view of the data file that the image names; NULL: none */
 	uint64_t old_size_bytes; /* the map's, before the first change */
 	bool changed;
 	bool closed;
@@ -26,6 +27,8 @@ struct simview {
 
 /* Looks at @map from now on; takes nothing back. The storage is open afterwards. */
 void simview_open(struct simview *v, struct sim_map *map, bool read_only);
+/* What a sector holds; past the end zeros. */
+const uint8_t *simview_get(const struct simview *v, uint64_t sector);
 /* Changes a sector so that it will be taken back. Growing the map is not taken back, its content
  * is. */
 void simview_set(struct simview *v, uint64_t sector, const uint8_t *data);

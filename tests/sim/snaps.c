@@ -270,10 +270,43 @@ void snaps_recovered(struct run *r)
 
 /* ---- states ---- */
 
+bool snaps_inherit(struct snaps *s, struct run *first, struct simview *view, char *text, size_t len)
+{
+	struct listing l;
+
+	*s = (struct snaps){0};
+	if (!first->snaps.n)
+		return true;
+	if (!listing_read(first, view, &l, text, len))
+		return false;
+	for (unsigned i = 0; i < first->snaps.n; i++) {
+		const struct snap *from = &first->snaps.at[i];
+		struct snap *to = &s->at[s->n];
+		size_t bytes = first->guest.sectors * sizeof(*to->values);
+
+		if (!(l.found & 1u << i))
+			continue;
+		s->n++;
+		*to = (struct snap){.given = true,
+				    .gone_submit = SIM_NEVER,
+				    .gone_done = SIM_NEVER,
+				    .doubt_from = SIM_NEVER,
+				    .doubt_to = SIM_NEVER};
+		memcpy(to->name, from->name, sizeof(to->name));
+		if (!from->values)
+			continue;
+		to->values = sim_malloc(bytes);
+		memcpy(to->values, from->values, bytes);
+	}
+	return true;
+}
+
 bool snaps_flags_allowed(const struct run *r, uint64_t time)
 {
 	const struct snaps *s = &r->snaps;
 
+	if (s->flags_given)
+		return true;
 	for (unsigned i = 0; i < s->nflags; i++)
 		if (s->flags_from[i] < time && time <= s->flags_to[i])
 			return true;
@@ -284,8 +317,8 @@ static bool check_one(struct verifier *v, struct run *r, struct simview *view, u
 		      const struct snap *s, bool there, char *text, size_t len)
 {
 	bool doubt = s->doubt_from < time && time <= s->doubt_to;
-	bool may = s->made_submit < time && time <= s->gone_done;
-	bool must = s->made_done < time && time <= s->gone_submit;
+	bool may = (s->given || s->made_submit < time) && time <= s->gone_done;
+	bool must = (s->given || s->made_done < time) && time <= s->gone_submit;
 	uint32_t *values;
 	bool ok;
 

@@ -26,6 +26,7 @@ struct snap {
 	uint64_t made_submit, made_done;    /* SIM_NEVER: not yet, or it failed */
 	uint64_t gone_submit, gone_done;
 	uint64_t doubt_from, doubt_to;	    /* an operation was killed: there or not; SIM_NEVER: none */
+	bool given;			    /* it was there when the run began */
 };
 
 struct snaps {
@@ -34,6 +35,7 @@ struct snaps {
 	/* of operations but apply, while flags may be clear: [from, to] */
 	uint64_t flags_from[SNAPS_MAX * 2], flags_to[SNAPS_MAX * 2];
 	unsigned nflags;
+	bool flags_given; /* they were clear when the run began */
 	/* the one under way */
 	bool busy;
 	enum snap_op op;
@@ -52,6 +54,9 @@ bool snaps_idle(struct run *r);
 void snaps_settle(struct run *r);
 /* After a kill, and the recovery: what became of the operation that was under way. */
 void snaps_recovered(struct run *r);
+
+/* The snapshots of @first that are in @view, a state of its disk, are there when the next run begins. */
+bool snaps_inherit(struct snaps *s, struct run *first, struct simview *view, char *text, size_t len);
 
 /* Whether a state of a crash at @time may have flags clear that could be set. */
 bool snaps_flags_allowed(const struct run *r, uint64_t time);

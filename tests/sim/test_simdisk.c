@@ -196,7 +196,7 @@ static void test_failed_sync(void **state)
 	assert_int_equal(part_whole(&b, STORAGE_WRITE, 0, 2, 1), 0);
 	assert_int_equal(part_whole(&b, STORAGE_SYNC, 0, 0, 0), 0);
 	assert_int_equal(part_whole(&b, STORAGE_WRITE, 0, 2, 2), 0);
-	b.disk->fault = (struct sim_fault){1 << STORAGE_SYNC, 0, UINT64_MAX, -EIO, 0};
+	b.disk->fault = (struct sim_fault){1 << STORAGE_SYNC, 0, UINT64_MAX, -EIO, 0, 0};
 	assert_int_equal(part_whole(&b, STORAGE_SYNC, 0, 0, 0), -EIO);
 	b.disk->fault = (struct sim_fault){0};
 	assert_int_equal(part_whole(&b, STORAGE_WRITE, 1, 1, 3), 0);

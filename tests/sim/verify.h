@@ -6,7 +6,7 @@
  * the engine opens the image read-only, and every guest sector holds a value that the model allows.
  * Deeper, for a sample: the engine opens it for writing, writes, discards, flushes and closes, and
  * the same holds again. Elsewhere, for a sample: the engine's own checker and `qemu-img check`
- * agree with the judge.
+ * agree with the judge, and what QEMU reads is allowed as well.
  */
 #ifndef SIM_VERIFY_H
 #define SIM_VERIFY_H
@@ -21,6 +21,9 @@ enum {
 	VERIFY_QEMU = 1 << 2,
 	VERIFY_NO_LEAKS = 1 << 3,
 };
+
+/* Of struct verifier's memory. */
+#define VERIFY_CHUNK_BYTES ((uint64_t)64 << 10)
 
 struct verifier {
 	struct loop *loop;

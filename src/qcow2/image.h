@@ -207,6 +207,16 @@ static inline bool image_has_data_file(const struct qcow2_image *img)
 	return img->data != img->st;
 }
 
+/* Where guest data ends at the latest: a raw data file is not to grow past the disk, a device cannot. */
+static inline uint64_t image_data_end(const struct qcow2_image *img)
+{
+	if (img->data_raw)
+		return align_up(img->size_bytes, img->data->block_bytes);
+	if (image_has_data_file(img) && img->data->fixed_size)
+		return align_down(img->data->size_bytes, img->data->block_bytes);
+	return UINT64_MAX;
+}
+
 /* ---- image.c ---- */
 
 /* A layer of a chain: without its own chain. It owns @storage on success; closing has no error. */

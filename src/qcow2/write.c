@@ -388,9 +388,7 @@ static void segment_write(struct request *r, const struct round *round, const st
 	uint64_t from, to;
 
 	segment_payload(round, seg, &from, &to);
-	if (round->img->data_raw) /* it is not to become longer than the disk */
-		end = max_of(to, min_of(end, align_up(round->img->size_bytes,
-						      round->img->data->block_bytes)));
+	end = max_of(to, min_of(end, image_data_end(round->img)));
 	part->io.op = STORAGE_WRITE;
 	part->io.offset_bytes = (seg->hcluster << bits) + (fill ? 0 : from - start);
 	if (fill)
@@ -419,17 +417,18 @@ static int segment_copy(struct request *r, const struct round *round, const stru
 			const struct payload *payload)
 {
 	unsigned bits = round->img->cluster_bits;
-	uint64_t start = seg->gcluster << bits, size = (uint64_t)1 << bits, from, to;
+	uint64_t start = seg->gcluster << bits, end = start + round->img->cluster_bytes, from, to;
 	uint8_t *buf = r->q->copy_buf;
 	struct part *part;
 	int ret = 0;
 
 	segment_payload(round, seg, &from, &to);
+	end = max_of(to, min_of(end, image_data_end(round->img)));
 	co_lock(&r->q->copy_lock);
 	if (from > start)
 		ret = read_range(r, start, from - start, buf);
-	if (!ret && to < start + size)
-		ret = read_range(r, to, start + size - to, buf + (to - start));
+	if (!ret && to < end)
+		ret = read_range(r, to, end - to, buf + (to - start));
 	if (!ret) {
 		part = part_get(r);
 		part->io.op = STORAGE_WRITE;
@@ -438,7 +437,7 @@ static int segment_copy(struct request *r, const struct round *round, const stru
 		part->io.offset_bytes = seg->hcluster << bits;
 		part_add_memory(part, buf, from - start);
 		part_add_payload(part, payload, from, to - from);
-		part_add_memory(part, buf + (to - start), start + size - to);
+		part_add_memory(part, buf + (to - start), end - to);
 		part_submit(part);
 		ret = parts_wait(r);
 	}
@@ -461,7 +460,7 @@ static int segment_sub(struct request *r, const struct round *round, const struc
 
 	segment_payload(round, seg, &from, &to);
 	first = align_down(from, (uint64_t)1 << bits);
-	end = align_up(to, (uint64_t)1 << bits);
+	end = max_of(to, min_of(align_up(to, (uint64_t)1 << bits), image_data_end(round->img)));
 	if (map_subcluster_kind(seg->old, (unsigned)((first - start) >> bits)) == MAP_DATA)
 		first = from;
 	if (map_subcluster_kind(seg->old, (unsigned)((to - 1 - start) >> bits)) == MAP_DATA)

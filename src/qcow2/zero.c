@@ -121,7 +121,7 @@ static void punch_data_file(struct unmap *u, uint64_t first, uint64_t end)
 	if ((img->crypto && !mutant(MUTANT_PUNCH_ENCRYPTED)) || u->keep || !image_has_data_file(img) || !img->data->can_punch || img->discard_ignore ||
 	    !table_get(&img->l1, first >> img->l2_bits))
 		return;
-	if (storage_punch(img->data, first << bits, (end - first) << bits))
+	if (storage_punch(img->data, first << bits, min_of(end << bits, image_data_end(img)) - (first << bits)))
 		log_debug("%s: a hole was not punched", img->data->name);
 }
 

@@ -2,9 +2,9 @@
 /*
  * sim.c: the simulation's program.
  *
- *   sim explore [--profile P] [--seed N] [--states N] [--seconds N]
+ *   sim explore [--profile P] [--seed N] [--states N] [--seconds N] [--deep N]
  *       runs of the engine from seed N on, and the crash states of each, until a number of states or
- *       seconds is reached (at least one run)
+ *       seconds is reached (at least one run); --deep N: one state in N is written to as well
  *   sim replay PROFILE SEED TIME WORD    one crash state, as a failure's report names it
  *   sim run PROFILE SEED                 one run alone, with what was done to the disk
  *   sim faults [--seed N] [--runs N] [--seconds N]
@@ -35,7 +35,7 @@
 
 struct options {
 	int profile; /* -1: all in turn */
-	uint64_t seed, states, seconds, runs;
+	uint64_t seed, states, seconds, runs, deep;
 	const char *mutant;
 	int mutant_number; /* 0: none */
 	struct fault_plan fault;
@@ -152,6 +152,8 @@ static int command_explore(const struct options *o)
 	if (explorer_init(&e))
 		return 1;
 	e.extra = o->mutant;
+	if (o->deep)
+		e.deep_every = o->deep;
 	do {
 		for (int p = 0; p < RUN_PROFILES && ok; p++) {
 			/* growing runs are large: one in eight seeds */
@@ -373,6 +375,8 @@ static bool option(struct options *o, const char *name, const char *value)
 		o->states = strtoull(value, NULL, 10);
 	else if (!strcmp(name, "--seconds"))
 		o->seconds = strtoull(value, NULL, 10);
+	else if (!strcmp(name, "--deep"))
+		o->deep = strtoull(value, NULL, 10);
 	else if (!strcmp(name, "--runs"))
 		o->runs = strtoull(value, NULL, 10);
 	else if (!strcmp(name, "--kills"))

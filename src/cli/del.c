@@ -4,7 +4,9 @@
  *
  * The daemon is asked, does it, and answers when the device is gone and the image is flushed and
  * closed; then its process is waited for. So when this returns 0, everything written is on the disk
- * and the image is nobody's. A dead daemon cannot be asked: what it left is removed instead.
+ * and the image is nobody's. A dead daemon cannot be asked: what it left is removed instead, and with it
+ * what it had acknowledged and not written yet. So one that has a supervisor is waited for: the next daemon
+ * has all of that, and is asked.
  */
 #include <errno.h>
 #include <signal.h>
@@ -24,6 +26,10 @@
 
 #define STOP_TIMEOUT_MS 120000
 #define EXIT_TIMEOUT_MS 10000
+/* For a device to be taken over. */
+#define TAKEOVER_TIMEOUT_MS	  60000
+#define TAKEOVER_TIMEOUT_FORCE_MS 15000
+#define TAKEOVER_TRIES		  5
 
 #define WAIT_MAX_S	86400
 #define WAIT_STEP_MS	200
@@ -99,14 +105,14 @@ static int stop_ask(const struct entry *e, struct statedir *dir, const struct de
 	}
 }
 
+/* -ESTALE: its daemon has ended without an answer. */
 static int live_del(const struct entry *e, struct statedir *dir, const struct del *del, struct error *err)
 {
 	int pidfd = process_open(&e->process);
 	int ret, wait_ret;
 
-	/* It has ended since the list was read. */
 	if (pidfd == -ESRCH)
-		return dead_del(e, dir, err);
+		return error_set(err, -ESTALE, "its daemon (process %d) has just ended", (int)e->process.pid);
 	if (pidfd < 0)
 		return error_set(err, pidfd, "process %d: %s", (int)e->process.pid,
 				 strerror(-pidfd));
@@ -118,7 +124,7 @@ static int live_del(const struct entry *e, struct statedir *dir, const struct de
 		if (wait_ret)
 			return ret;
 		memset(err, 0, sizeof(*err));
-		return dead_del(e, dir, err);
+		return error_set(err, -ESTALE, "its daemon (process %d) died", (int)e->process.pid);
 	}
 	if (!ret) {
 		ret = process_wait(pidfd, EXIT_TIMEOUT_MS);
@@ -130,6 +136,39 @@ static int live_del(const struct entry *e, struct statedir *dir, const struct de
 	}
 	close(pidfd);
 	return ret;
+}
+
+/* The entry as it is now; -ENODEV: there is none any more. */
+static int entry_again(struct entry *e, struct statedir *dir, struct error *err)
+{
+	struct entry_list list;
+	int ret = entry_list_read(&list, dir, err), found = -ENODEV;
+
+	for (size_t i = 0; !ret && found && i < list.count; i++) {
+		if (strcmp(list.entries[i].key, e->key))
+			continue;
+		*e = list.entries[i];
+		found = 0;
+	}
+	entry_list_free(&list);
+	return ret ? ret : found;
+}
+
+/* Until it is known who serves the device, or that nobody will. */
+static int takeover_wait(struct entry *e, struct statedir *dir, unsigned timeout_ms, struct error *err)
+{
+	const struct timespec pause = {.tv_nsec = WAIT_STEP_MS * 1000000L};
+	uint64_t deadline_ms = control_now_ms() + timeout_ms;
+	int ret = 0;
+
+	while (!ret && e->state == ENTRY_RECOVERING && control_now_ms() < deadline_ms) {
+		nanosleep(&pause, NULL);
+		ret = entry_again(e, dir, err);
+	}
+	if (ret || e->state != ENTRY_RECOVERING)
+		return ret;
+	return error_set(err, -EBUSY, "is being taken over by another daemon, still after %u s",
+			 timeout_ms / 1000);
 }
 
 /* A device that is just being taken over: nobody is to do that any more. */
@@ -148,13 +187,29 @@ static int recovering_del(const struct entry *e, struct statedir *dir, struct er
 
 static int entry_del(const struct entry *e, struct statedir *dir, void *arg, struct error *err)
 {
+	unsigned timeout_ms = TAKEOVER_TIMEOUT_MS;
 	const struct del *del = arg;
+	struct entry now = *e;
+	int ret = -ESTALE;
 
-	if (entry_is_dead(e))
-		return dead_del(e, dir, err);
-	if (e->state == ENTRY_RECOVERING)
-		return recovering_del(e, dir, err);
-	return live_del(e, dir, del, err);
+	if (del->force)
+		timeout_ms = TAKEOVER_TIMEOUT_FORCE_MS;
+	for (unsigned i = 0; ret == -ESTALE && i < TAKEOVER_TRIES; i++) {
+		memset(err, 0, sizeof(*err));
+		ret = takeover_wait(&now, dir, timeout_ms, err);
+		if (ret == -EBUSY && del->force) {
+			memset(err, 0, sizeof(*err));
+			return recovering_del(&now, dir, err);
+		}
+		if (!ret && entry_is_dead(&now))
+			return dead_del(&now, dir, err);
+		if (!ret)
+			ret = live_del(&now, dir, del, err);
+		if (ret == -ESTALE && entry_again(&now, dir, err) == -ENODEV)
+			ret = -ENODEV;
+	}
+	/* somebody else's work, or its own end */
+	return ret == -ENODEV ? 0 : ret;
 }
 
 /* Those that `del` can do nothing about, since they have an entry no more, or never had one of ours. */

@@ -712,6 +712,8 @@ void qcow2_detach_loop(struct qcow2_image *img)
 
 	if (!loop)
 		return;
+	/* an operation that nobody waits for any more (target/snapshot.c) */
+	co_lock(&img->barrier);
 	reclaim_end(img);
 	writeback_stop_timer(img);
 	alloc_stop_scan(img);
@@ -719,6 +721,7 @@ void qcow2_detach_loop(struct qcow2_image *img)
 	inflate_drain(img->inflate);
 	img->meta_loop = NULL;
 	image_detach(img, loop);
+	co_unlock(&img->barrier);
 }
 
 /* A pass can make new work, but less each time. */

@@ -5,8 +5,8 @@
  * once what it unlinked once; of two syncs at the same time none succeeds after the other failed; what
  * a broken image's entries led past the end of the file is not cut off again; an L2 table that a snapshot
  * shares can be copied while it is being read; a DISCARD that needs room gets what is being freed; two
- * changes of the header that are made at the same time are both there; and a disk in use can grow any number
- * of times.
+ * changes of the header that are made at the same time are both there; a disk in use can grow any number of
+ * times; and an operation that is under way is over before the image is closed.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -518,6 +518,36 @@ static void test_two_changes_of_the_header(void **state)
 	assert_sound();
 }
 
+/* Whoever asked for it may have gone away; the image is not closed under it. */
+static void test_the_end_waits_for_an_operation(void **state)
+{
+	struct qcow2_options opts = {.no_lock = true};
+	struct loop_msg release = {.fn = release_writes};
+	struct co_task task = {.fn = resize}, end = {.fn = detach};
+
+	create(4096, 16, 4 * MiB);
+	start(&opts);
+	hold_header = true;
+	list_init(&task.list);
+	loop_spawn(loop, &task);
+	turn();
+	assert_int_equal(nr_held, 1);
+	qcow2_queue_destroy(queue);
+	list_init(&end.list);
+	loop_spawn(loop, &end);
+	turn();
+	assert_ptr_equal(qcow2_metadata_loop(img), loop);
+	hold_header = false;
+	loop_post(loop, &release);
+	turn();
+	assert_int_equal(resize_ret, 0);
+	assert_null(qcow2_metadata_loop(img));
+	assert_int_equal(qcow2_close(img, &error), 0);
+	loop_destroy(loop);
+	assert_int_equal(be64_at(24), 8 * MiB);
+	assert_sound();
+}
+
 static uint64_t resize_to;
 
 static void resize_by_a_block(struct co_task *task)
@@ -559,6 +589,7 @@ int main(void)
 		cmocka_unit_test(test_a_discard_finds_room_that_is_being_freed),
 		cmocka_unit_test(test_two_changes_of_the_header),
 		cmocka_unit_test(test_a_disk_grows_again_and_again),
+		cmocka_unit_test(test_the_end_waits_for_an_operation),
 	};
 	int ret = cmocka_run_group_tests(tests, NULL, NULL);
 

@@ -197,7 +197,7 @@ void run_config_resize(struct run_config *cfg)
 	uint64_t old = cfg->create.size_bytes, size;
 
 	/* a second run begins with this one's disk on other seeds */
-	if (cfg->seed % 3 != 1 || rng_chance(&r, 30) || cfg->data == RUN_DATA_RAW)
+	if (cfg->seed % 3 != 1 || rng_chance(&r, 30))
 		return;
 	if (rng_chance(&r, 50) && !cfg->device) {
 		/* by what more L1 entries cover, where that is little */

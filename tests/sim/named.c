@@ -90,11 +90,12 @@ static void fill(struct sim_map *map, const struct run_config *cfg, struct arena
 {
 	struct rng r = rng_make(cfg->seed, cfg->profile, 0xda7b);
 	uint64_t cluster = cfg->create.cluster_bytes, size = cfg->create.size_bytes;
+	uint64_t most = max_of(size, cfg->resize_bytes);
 
-	if (cfg->data == RUN_DATA_RAW)
-		map->size_bytes = cfg->data_device || rng_chance(&r, 70) ? size : 0;
-	else if (cfg->data_device)
-		map->size_bytes = rng_chance(&r, 50) ? size : align_up(size, cluster) + cluster;
+	if (cfg->data_device)
+		map->size_bytes = rng_chance(&r, 50) ? most : align_up(most, cluster) + cluster;
+	else if (cfg->data == RUN_DATA_RAW)
+		map->size_bytes = rng_chance(&r, 70) ? size : 0;
 	else if (rng_chance(&r, 70)) /* shorter, as long, or longer */
 		map->size_bytes = align_up(rng_below(&r, 2 * size), cfg->block_bytes);
 	if (cfg->data == RUN_DATA_RAW)

@@ -387,9 +387,11 @@ static bool verify_raw(struct verifier *v, struct run *r, const struct simview *
 		       size_t len)
 {
 	uint64_t chunk = CHUNK_BYTES / SECTOR_BYTES, bad;
+	/* what is gained or lost is there or not */
+	uint64_t sectors = min_of(r->guest.resize.from, r->guest.resize.to);
 
-	for (uint64_t s = 0; s < r->guest.now; s += chunk) {
-		uint64_t count = min_of(chunk, r->guest.now - s);
+	for (uint64_t s = 0; s < sectors; s += chunk) {
+		uint64_t count = min_of(chunk, sectors - s);
 
 		for (uint64_t i = 0; i < count; i++)
 			memcpy(v->mem + i * SECTOR_BYTES, simview_get(data, s + i), SECTOR_BYTES);

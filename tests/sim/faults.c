@@ -15,7 +15,7 @@
 #include "base/math.h"
 
 const char *const fault_mode_names[FAULT_MODES] = {"none", "one",  "burst", "write",
-						   "read", "sync", "full"};
+						   "read", "sync", "full", "held"};
 
 bool fault_plan_parse(struct fault_plan *plan, const char *text)
 {
@@ -76,6 +76,16 @@ static void plan_start(struct run *r, const struct fault_plan *plan)
 	case FAULT_FULL:
 		*f = (struct sim_fault){.limit_bytes = full_at(r, plan)};
 		break;
+	case FAULT_HELD:
+		if (plan->index % 2) {
+			f->kinds = growing;
+			f->error = -ENOSPC;
+			f->last += rng_range(&rng, 1, 60);
+		} else {
+			*f = (struct sim_fault){.limit_bytes = full_at(r, plan)};
+		}
+		run_hold(r, rng_range(&rng, 1, 60));
+		break;
 	default:
 		break;
 	}
@@ -87,7 +97,9 @@ static void check_errors(struct run *r, struct slot *s)
 {
 	if (!s->ret || r->failed)
 		return;
-	if (s->ret != -EIO && s->ret != -ENOSPC)
+	if (r->holding)
+		run_fail(r, "op %u failed with %d, and should be held", s->number, s->ret);
+	else if (s->ret != -EIO && s->ret != -ENOSPC)
 		run_fail(r, "op %u failed with %d (%s)", s->number, s->ret, strerror(-s->ret));
 	else if (!r->disk->failed)
 		run_fail(r, "op %u failed with %d, and nothing had", s->number, s->ret);
@@ -192,7 +204,7 @@ bool faults_whole(struct run *r, const struct run_config *cfg, const struct faul
 /* ---- at every I/O in turn ---- */
 
 struct totals {
-	uint64_t runs, injected, requests_failed, flushes_failed, workloads;
+	uint64_t runs, injected, requests_failed, flushes_failed, workloads, tries;
 	uint64_t by_mode[FAULT_MODES];
 };
 
@@ -222,6 +234,7 @@ static bool faults_one(struct explorer *e, struct totals *t, const struct run_co
 	t->injected += r.disk->failed;
 	t->requests_failed += r.errors;
 	t->flushes_failed += r.flush_errors;
+	t->tries += r.hold_tries;
 	run_free(&r);
 	return ok;
 }
@@ -290,10 +303,10 @@ int faults_run(uint64_t seed, uint64_t runs, uint64_t seconds)
 	}
 	printf("%" PRIu64 " runs with faults over %" PRIu64 " workloads, in %.1f s: %" PRIu64
 	       " I/Os failed, %" PRIu64 " requests (%" PRIu64 " of them FLUSH), %" PRIu64
-	       " crash states; the data in a file of its own in %" PRIu64 " runs, encrypted in %" PRIu64
-	       "\n",
+	       " that were held were tried again, %" PRIu64 " crash states; the data in a file of its own in "
+	       "%" PRIu64 " runs, encrypted in %" PRIu64 "\n",
 	       t.runs, t.workloads, now() - start, t.injected, t.requests_failed, t.flushes_failed,
-	       e.explored, e.apart, e.encrypted);
+	       t.tries, e.explored, e.apart, e.encrypted);
 	explorer_free(&e);
 	return !ok;
 }

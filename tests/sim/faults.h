@@ -7,7 +7,7 @@
  * nothing was injected; reads keep returning what the model allows; once the fault is gone, writes
  * and reads work, and so does FLUSH, unless a sync has failed: then it never does again, nor FUA,
  * nor a close without an error (rule 6 of docs/crash-safety.md); and every crash state keeps all
- * promises.
+ * promises. Where requests are held for want of space (target/hold.h), no request fails at all.
  */
 #ifndef SIM_FAULTS_H
 #define SIM_FAULTS_H
@@ -22,6 +22,7 @@ enum fault_mode {
 	FAULT_READ,  /* reads: EIO, for a while */
 	FAULT_SYNC,  /* syncs: EIO, for a while */
 	FAULT_FULL,  /* the disk is full at some size, until all requests are done */
+	FAULT_HELD,  /* as WRITE or FULL, for a while, and requests are held: none fails */
 	FAULT_MODES,
 };
 

@@ -41,6 +41,10 @@ static void slot_complete(struct blk_request *req, int ret)
 		run_fail(r, "op %u completed twice", s->number);
 		return;
 	}
+	if (r->holding && hold_take(&r->holds[s->queue], req, ret)) {
+		r->most_held = max_of(r->most_held, hold_count(&r->hold_device));
+		return;
+	}
 	if (loop_self() != r->queue_loops[s->queue])
 		run_fail(r, "op %u completed on another loop than its queue's", s->number);
 	guest_done(&r->guest, s->number, ret, time);
@@ -56,6 +60,30 @@ static void slot_complete(struct blk_request *req, int ret)
 	r->inflight--;
 	if (r->on_complete)
 		r->on_complete(r, s);
+}
+
+static void slot_again(struct hold *hold, struct blk_request *req)
+{
+	struct slot *s = container_of(req, struct slot, req);
+	struct run *r = s->run;
+
+	if (++r->hold_tries == r->hold_tries_max)
+		r->disk->fault.limit_bytes = 0;
+	qcow2_submit(r->queues[s->queue], req);
+}
+
+void run_hold(struct run *r, uint64_t tries)
+{
+	struct error err = {0};
+
+	r->hold_tries_max = tries;
+	if (hold_device_init(&r->hold_device, true, &err)) {
+		run_fail(r, "%s", err.text);
+		return;
+	}
+	r->holding = true;
+	for (unsigned q = 0; q < r->cfg.queues; q++)
+		hold_init(&r->holds[q], &r->hold_device, r->queue_loops[q], slot_again);
 }
 
 /* On the queue's loop. */
@@ -930,6 +958,8 @@ void run_free(struct run *r)
 {
 	/* a failed run has coroutines that will never go on: its engine and loops are left behind
 	 */
+	if (r->holding)
+		hold_device_destroy(&r->hold_device);
 	if (r->failed)
 		return;
 	assert((!r->inflight || r->unservable) && !r->img);

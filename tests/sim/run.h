@@ -16,6 +16,7 @@
 #include "qcow2.h"
 #include "simdisk.h"
 #include "snaps.h"
+#include "target/hold.h"
 
 #define RUN_MAX_QUEUES 3
 #define RUN_MAX_STEPS  2000000
@@ -130,6 +131,12 @@ struct run {
 	bool failed;
 	char text[512];
 	bool unservable;     /* see run_recover() */
+	/* run_hold(): requests that meet the end of space are held, as front ends do */
+	bool holding;
+	struct hold_device hold_device;
+	struct hold holds[RUN_MAX_QUEUES];
+	uint64_t hold_tries, hold_tries_max; /* with the latter the disk is not full any more */
+	unsigned most_held;
 	bool healed, broken; /* no fault is to come; and a sync had failed */
 	/* Called after each completion; may change disk->fault. Or NULL. */
 	void (*on_complete)(struct run *r, struct slot *s);
@@ -145,6 +152,11 @@ int run_init(struct run *r, const struct run_config *cfg, const struct run_origi
 int run_open(struct run *r, struct error *err);
 /* Submits @requests random requests and waits until all are done. */
 void run_requests(struct run *r, unsigned requests);
+/*
+ * From now on no request fails for want of space: it is given to the engine again, later. After so many
+ * @tries the disk's limit ends.
+ */
+void run_hold(struct run *r, uint64_t tries);
 /* Ends the disk's fault, and waits until no I/O is under way that it still makes fail. */
 void run_end_fault(struct run *r);
 /* One request, of the caller's choice, alone; its result. */

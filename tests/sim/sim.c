@@ -245,7 +245,7 @@ static int command_replay(int argc, char **argv, const struct options *o)
 /* A tiny run with some fault, for the rules about errors. */
 static bool mutant_fault(struct explorer *e, uint64_t seed)
 {
-	struct fault_plan plan = {FAULT_ONE + seed % (FAULT_MODES - 1), seed % 16};
+	struct fault_plan plan = {FAULT_ONE + seed % (FAULT_HELD - 1), seed % 16};
 	struct run_config cfg;
 	struct run r;
 	bool ok;

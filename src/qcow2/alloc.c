@@ -722,6 +722,29 @@ static int take_appended(struct qcow2_image *img, uint64_t want, uint64_t *first
 	}
 }
 
+/*
+ * A device that the image has filled may have become larger, for this very reason: hosts with logical volumes
+ * do that. What is behind its former end was never used; of the group that this was in, the rest is free now.
+ * Under alloc_lock.
+ */
+static bool device_grown(struct qcow2_image *img)
+{
+	uint64_t before = img->end_hcluster, end;
+
+	if (!img->st->fixed_size)
+		return false;
+	storage_look(img->st);
+	end = img->st->size_bytes >> img->cluster_bits;
+	if (end <= before)
+		return false;
+	log_info("%s: is larger now, and goes on to %llu bytes", img->st->name,
+		 (unsigned long long)img->st->size_bytes);
+	img->end_hcluster = end;
+	img->extended_bytes = img->st->size_bytes;
+	img->append_hcluster = before;
+	return true;
+}
+
 static void scan_start(struct qcow2_image *img);
 
 int alloc_clusters(struct qcow2_image *img, uint64_t want, uint64_t *hcluster, uint64_t *got,
@@ -733,6 +756,8 @@ int alloc_clusters(struct qcow2_image *img, uint64_t want, uint64_t *hcluster, u
 	co_lock(&img->alloc_lock);
 	ret = take_reused(img, want, hcluster, got);
 	if (!ret && !*got)
+		ret = take_appended(img, want, hcluster, got);
+	if (ret == -ENOSPC && device_grown(img))
 		ret = take_appended(img, want, hcluster, got);
 	if (!ret) {
 		*zeroed = *hcluster >= img->zero_hcluster;
@@ -855,10 +880,10 @@ int alloc_contiguous(struct qcow2_image *img, uint64_t clusters, uint64_t *hclus
 	assert(clusters);
 	co_lock(&img->alloc_lock);
 	/* the group's own block may be in the way */
-	if (clusters < group_entries(img))
-		ret = take_run(img, clusters, hcluster);
-	else
-		ret = take_fresh(img, clusters, hcluster);
+	do
+		ret = clusters < group_entries(img) ? take_run(img, clusters, hcluster)
+						    : take_fresh(img, clusters, hcluster);
+	while (ret == -ENOSPC && device_grown(img));
 	if (!ret) {
 		uint64_t end = *hcluster + clusters;
 

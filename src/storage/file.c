@@ -588,11 +588,21 @@ static void file_close(struct storage *st)
 	free(f);
 }
 
+static void file_look(struct storage *st)
+{
+	struct file *f = container_of(st, struct file, st);
+	uint64_t size;
+
+	if (st->fixed_size && !ioctl(f->fd, BLKGETSIZE64, &size) && size > atomic_load(&st->size_bytes))
+		atomic_store(&st->size_bytes, size);
+}
+
 static const struct storage_ops file_ops = {
 	.submit = file_submit,
 	.attach = file_attach,
 	.detach = file_detach,
 	.lock = file_lock,
+	.look = file_look,
 	.claim = file_claim,
 	.mark_get = file_mark_get,
 	.mark_set = file_mark_set,

@@ -200,6 +200,12 @@ int storage_mark_set(struct storage *st, bool set)
 	return st->ops->mark_set ? st->ops->mark_set(st, set) : -EOPNOTSUPP;
 }
 
+void storage_look(struct storage *st)
+{
+	if (st->ops->look)
+		st->ops->look(st);
+}
+
 int storage_claim(struct storage *st, unsigned timeout_ms, struct error *err)
 {
 	return st->ops->claim ? st->ops->claim(st, timeout_ms, err) : 0;

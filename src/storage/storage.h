@@ -92,6 +92,7 @@ struct storage_ops {
 	int (*mark_get)(struct storage *st);
 	int (*mark_set)(struct storage *st, bool set);
 	int (*claim)(struct storage *st, unsigned timeout_ms, struct error *err);
+	void (*look)(struct storage *st);
 	void (*close)(struct storage *st);
 };
 
@@ -145,6 +146,11 @@ int storage_lock(struct storage *st, unsigned perms, unsigned shared, struct err
  * process included, and claims this one until its own last request is gone (rule 15). -ETIMEDOUT.
  */
 int storage_claim(struct storage *st, unsigned timeout_ms, struct error *err) must_check;
+/*
+ * A block device may have become larger since it was opened: size_bytes is what it is now, if that is more. By
+ * who writes size_bytes; does not wait.
+ */
+void storage_look(struct storage *st);
 /*
  * A mark beside the contents, which says that the image is being written to: 1 it is set, 0 it is not.
  * -EOPNOTSUPP where there is no place for one. Setting it is durable by the syncs that follow, more or

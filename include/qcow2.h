@@ -82,6 +82,11 @@ struct qcow2_options {
 	const void *log_identity;
 	uint64_t log_identity_bytes;
 	bool log_recover;
+	/*
+	 * With log_recover: somebody else may have written to the image meanwhile, as its locks were not held
+	 * all the time. Dirty bitmaps that were being kept up to date are inconsistent then.
+	 */
+	bool log_lapsed;
 };
 
 #define QCOW2_LOG_BYTES (8 * 1024 * 1024)
@@ -244,6 +249,23 @@ int qcow2_snapshot_apply(struct qcow2_image *img, const char *id_or_name, uint64
 			 struct error *err);
 int qcow2_snapshot_delete(struct qcow2_image *img, const char *id_or_name, uint64_t *pause_ns,
 			  struct error *err);
+
+/* ---- persistent dirty bitmaps ---- */
+
+struct qcow2_bitmap {
+	const char *name; /* a hostile string from the image; valid during the call */
+	uint64_t granularity_bytes;
+	bool in_use;  /* inconsistent, or somebody is writing to the image right now */
+	bool enabled; /* what is written is recorded in it */
+};
+
+/*
+ * Calls @each for every bitmap, in the directory's order; for none where the header says that they do not
+ * hold. Somebody may have the image attached.
+ */
+int qcow2_bitmap_list(struct storage *storage,
+		      void (*each)(void *arg, const struct qcow2_bitmap *bitmap), void *arg,
+		      struct error *err);
 
 /* ---- looking at an image without attaching it ---- */
 

@@ -357,6 +357,8 @@ static int image_prepare(struct add *add, struct error *err)
 		cli_note(add->image, "its encryption (AES) is not secure, and a wrong passphrase is not noticed");
 	if (dirty && !add->config.target_options.read_only)
 		cli_note(add->image, "it was not closed properly: its refcounts are repaired first");
+	if (!add->config.target_options.read_only)
+		image_note_bitmaps(add->image, add->path);
 	return 0;
 }
 

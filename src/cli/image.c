@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cli/cli.h"
 #include "qcow2.h"
 #include "storage/storage.h"
 
@@ -74,4 +75,28 @@ void image_look(const char *path, bool *dirty, bool *aes)
 		storage_close(st);
 	}
 	free(info);
+}
+
+static void count_in_use(void *arg, const struct qcow2_bitmap *bitmap)
+{
+	*(unsigned *)arg += bitmap->in_use;
+}
+
+void image_note_bitmaps(const char *image, const char *path)
+{
+	const struct storage_file_options options = {.read_only = true};
+	struct storage *st;
+	unsigned lost = 0;
+	int ret;
+
+	if (storage_file_open(&st, path, &options, NULL))
+		return;
+	ret = qcow2_bitmap_list(st, count_in_use, &lost, NULL);
+	storage_close(st);
+	if (ret == -EINVAL || ret == -EFBIG)
+		cli_note(image, "its dirty bitmaps cannot be kept up to date: the first write makes them invalid");
+	else if (lost)
+		cli_note(image, "%u of its dirty bitmaps %s inconsistent, and stay%s so: whoever had the image before "
+				"has not saved %s",
+			 lost, lost == 1 ? "is" : "are", lost == 1 ? "s" : "", lost == 1 ? "it" : "them");
 }

@@ -24,5 +24,7 @@ int image_probe(const char *path, bool *qcow2, bool *direct_works, struct error 
  * encrypted by the old AES method.
  */
 void image_look(const char *path, bool *dirty, bool *aes);
+/* Says of dirty bitmaps what a user should know before the image is written to. */
+void image_note_bitmaps(const char *image, const char *path);
 
 #endif

@@ -34,10 +34,19 @@ static const struct option long_options[] = {
 	{0},
 };
 
+struct bitmap {
+	char *name;
+	uint64_t granularity_bytes;
+	bool in_use, enabled;
+};
+
 struct image {
 	const char *filename;
 	uint64_t actual_bytes;
 	struct qcow2_info info;
+	struct bitmap *bitmaps;
+	size_t bitmaps_count;
+	bool bitmaps_broken; /* they cannot be listed */
 	char *backing_path; /* what the backing file's name leads to from here; NULL: no backing file */
 };
 
@@ -62,6 +71,33 @@ static char *backing_path(const char *filename, const char *backing)
 	return path;
 }
 
+static void bitmap_add(void *arg, const struct qcow2_bitmap *bitmap)
+{
+	struct image *image = arg;
+	struct bitmap *grown = realloc(image->bitmaps, (image->bitmaps_count + 1) * sizeof(*grown));
+	char *name = strdup(bitmap->name);
+
+	if (grown)
+		image->bitmaps = grown;
+	if (!grown || !name) {
+		image->bitmaps_broken = true;
+		free(name);
+		return;
+	}
+	grown[image->bitmaps_count++] = (struct bitmap){.name = name,
+							 .granularity_bytes = bitmap->granularity_bytes,
+							 .in_use = bitmap->in_use,
+							 .enabled = bitmap->enabled};
+}
+
+static void image_free(struct image *image)
+{
+	for (size_t i = 0; i < image->bitmaps_count; i++)
+		free(image->bitmaps[i].name);
+	free(image->bitmaps);
+	free(image->backing_path);
+}
+
 static int image_read(struct image *image, const char *filename, struct error *err)
 {
 	struct storage_file_options options = {.read_only = true};
@@ -78,6 +114,9 @@ static int image_read(struct image *image, const char *filename, struct error *e
 	if (ret)
 		return ret;
 	ret = qcow2_info(storage, &image->info, err);
+	/* what is broken in a list is no reason to say nothing of the rest */
+	if (!ret && image->info.bitmaps && qcow2_bitmap_list(storage, bitmap_add, image, NULL))
+		image->bitmaps_broken = true;
 	storage_close(storage);
 	if (ret)
 		return ret;
@@ -119,13 +158,38 @@ static void backing_print(const struct image *image)
 		field_name("backing file format", info->backing_format);
 }
 
-static void format_specific_print(const struct qcow2_info *info)
+/* As qemu-img prints lists. */
+static void bitmaps_print(const struct image *image)
 {
+	if (image->bitmaps_broken)
+		puts("    bitmaps: present, but they cannot be listed");
+	else
+		puts("    bitmaps:");
+	for (size_t i = 0; i < image->bitmaps_count && !image->bitmaps_broken; i++) {
+		const struct bitmap *b = &image->bitmaps[i];
+		unsigned flags = 0;
+
+		printf("        [%zu]:\n            flags:\n", i);
+		if (b->in_use)
+			printf("                [%u]: in-use\n", flags++);
+		if (b->enabled)
+			printf("                [%u]: auto\n", flags++);
+		field_name("            name", b->name);
+		printf("            granularity: %" PRIu64 "\n", b->granularity_bytes);
+	}
+}
+
+static void format_specific_print(const struct image *image)
+{
+	const struct qcow2_info *info = &image->info;
+
 	puts("Format specific information:");
 	printf("    compat: %s\n", info->version >= 3 ? "1.1" : "0.10");
 	printf("    compression type: %s\n", info->compression_type);
 	if (info->version >= 3)
 		printf("    lazy refcounts: %s\n", truth(info->lazy_refcounts));
+	if (info->bitmaps)
+		bitmaps_print(image);
 	printf("    refcount bits: %u\n", info->refcount_bits);
 	if (info->encryption)
 		printf("    encrypt:\n        format: %s\n", info->encryption);
@@ -137,8 +201,6 @@ static void format_specific_print(const struct qcow2_info *info)
 		printf("    corrupt: %s\n", truth(info->corrupt));
 		printf("    extended l2: %s\n", truth(info->extended_l2));
 	}
-	if (info->bitmaps)
-		puts("    bitmaps: present");
 	if (info->unknown_incompatible)
 		printf("    unknown incompatible features: 0x%" PRIx64 "\n",
 		       info->unknown_incompatible);
@@ -168,7 +230,7 @@ static void human_print(const struct image *image)
 		backing_print(image);
 	if (info->snapshots)
 		printf("snapshots: %" PRIu32 "\n", info->snapshots);
-	format_specific_print(info);
+	format_specific_print(image);
 }
 
 /* ---- JSON ---- */
@@ -194,8 +256,29 @@ static void put(json_t *object, const char *key, json_t *value, int *ret)
 		*ret = -ENOMEM;
 }
 
-static json_t *format_specific_json(const struct qcow2_info *info, int *ret)
+static json_t *bitmaps_json(const struct image *image, int *ret)
 {
+	json_t *list = json_array();
+
+	for (size_t i = 0; i < image->bitmaps_count; i++) {
+		const struct bitmap *b = &image->bitmaps[i];
+		json_t *o = json_object(), *flags = json_array();
+
+		if ((b->in_use && json_array_append_new(flags, json_string("in-use"))) ||
+		    (b->enabled && json_array_append_new(flags, json_string("auto"))))
+			*ret = -ENOMEM;
+		put(o, "flags", flags, ret);
+		put(o, "name", json_name(b->name), ret);
+		put(o, "granularity", json_integer((json_int_t)b->granularity_bytes), ret);
+		if (json_array_append_new(list, o))
+			*ret = -ENOMEM;
+	}
+	return list;
+}
+
+static json_t *format_specific_json(const struct image *image, int *ret)
+{
+	const struct qcow2_info *info = &image->info;
 	json_t *data = json_object();
 	json_t *specific = json_object();
 
@@ -211,6 +294,8 @@ static json_t *format_specific_json(const struct qcow2_info *info, int *ret)
 		put(data, "data-file", json_name(info->data_file_name), ret);
 		put(data, "data-file-raw", json_boolean(info->data_file_raw), ret);
 	}
+	if (info->bitmaps && !image->bitmaps_broken)
+		put(data, "bitmaps", bitmaps_json(image, ret), ret);
 	if (info->encryption) {
 		json_t *encrypt = json_object();
 
@@ -253,7 +338,7 @@ static int json_print(const struct image *image)
 	}
 	if (info->snapshots)
 		put(root, "snapshot-count", json_integer(info->snapshots), &ret);
-	put(root, "format-specific", format_specific_json(info, &ret), &ret);
+	put(root, "format-specific", format_specific_json(image, &ret), &ret);
 	if (!ret) {
 		char *text = json_dumps(root, JSON_INDENT(4) | JSON_ENSURE_ASCII);
 
@@ -302,7 +387,7 @@ static int run(const struct cli_command *cmd, int argc, char **argv)
 		ret = json_print(&image);
 	else if (!ret)
 		human_print(&image);
-	free(image.backing_path);
+	image_free(&image);
 	return ret ? cli_fail(argv[optind], &err, ret) : CLI_OK;
 }
 

@@ -298,7 +298,7 @@ static int recovery_prepare(struct daemon *d, struct error *err)
 	const struct supervision *s = d->config.supervision;
 	struct target_recovery *r = &d->recovery;
 
-	*r = (struct target_recovery){.replay = s->replay, .locked = true};
+	*r = (struct target_recovery){.replay = s->replay, .locked = true, .lapsed = s->lapsed};
 	if (s->log_fd >= 0) {
 		r->log_base = mmap(NULL, QCOW2_LOG_BYTES, PROT_READ | PROT_WRITE,
 				   MAP_SHARED | MAP_POPULATE, s->log_fd, 0);

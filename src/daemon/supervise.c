@@ -287,8 +287,10 @@ static int worker_ended(struct supervisor *s, int status)
 		log_remove(s);
 		return -1;
 	}
-	if (id >= 0)
+	if (id >= 0) {
 		s->config.id = id;
+		s->supervision.lapsed = false; /* that one began with what it found */
+	}
 	s->supervision.replay = true;
 	if (!killed) {
 		log_err("/dev/ublkb%d waits: it could not be taken over; try 'ublk-qcow2 recover %d', or "
@@ -493,6 +495,7 @@ static int workers_run(struct supervisor *s, int (*worker_main)(const struct dae
 		if (upgrade && WIFSIGNALED(status)) {
 			s->config.id = atomic_load(s->shared);
 			s->supervision.replay = true;
+			s->supervision.lapsed = false;
 			supervisor_exec(s);
 			continue; /* with the program that there is */
 		}
@@ -536,6 +539,7 @@ static int supervisor_init(struct supervisor *s, struct error *err)
 	else
 		memcpy(s->supervision.key, self.key, sizeof(self.key));
 	s->supervision.replay = s->config.resume_key != NULL;
+	s->supervision.lapsed = s->supervision.replay && !s->config.locks_inherited;
 	s->shared = mmap(NULL, sizeof(*s->shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
 			 -1, 0);
 	if (s->shared == MAP_FAILED)

@@ -22,6 +22,7 @@ struct supervision {
 	struct process supervisor;
 	int log_fd;		   /* the recovery log, QCOW2_LOG_BYTES long; -1: the target needs none */
 	bool replay;		   /* the worker takes over from one that died */
+	bool lapsed;		   /* and meanwhile nobody had held the image's locks for some time */
 	_Atomic int *live_id;	   /* shared memory: the worker puts the device's number here */
 };
 

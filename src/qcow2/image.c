@@ -75,11 +75,12 @@ int image_write_zeros(struct qcow2_image *img, uint64_t hoff, uint64_t len_bytes
 	return ret;
 }
 
-/* Clears the autoclear bits, durably (rule 7). */
+/* Clears the autoclear bits of what is not kept up to date, durably (rule 7). */
 static int clear_autoclear(struct qcow2_image *img)
 {
 	/* a raw data file stays one: see data_raw */
-	uint64_t kept = img->hdr.autoclear & QCOW2_AUTOCLEAR_DATA_FILE_RAW;
+	uint64_t known = QCOW2_AUTOCLEAR_DATA_FILE_RAW | (bitmaps_stay(img) ? QCOW2_AUTOCLEAR_BITMAPS : 0);
+	uint64_t kept = img->hdr.autoclear & known;
 	int ret;
 
 	if (img->hdr.autoclear == kept)
@@ -141,6 +142,8 @@ int image_first_write(void *arg)
 		ret = even_out_end(img);
 		if (!ret)
 			ret = extend_data_file(img);
+		if (!ret)
+			ret = bitmaps_first_write(img);
 		if (!ret)
 			ret = clear_autoclear(img);
 		if (!ret)
@@ -500,7 +503,8 @@ static int attach_log(struct qcow2_image *img, const struct qcow2_options *opts,
 		memcpy(identity + len, img->data->id, sizeof(img->data->id));
 		len += strlen(img->data->id);
 	}
-	return reclog_attach(img, opts->log_base, opts->log_bytes, identity, len, opts->log_recover, err);
+	return reclog_attach(img, opts->log_base, opts->log_bytes, identity, len, opts->log_recover,
+			     bitmaps_wanted(img) ? BITMAPS_SESSION_BYTES + BITMAPS_MAP_MAX_BYTES : 0, err);
 }
 
 /* Before a writable image is used: what lies in the file is durable, and its refcounts are right. */
@@ -538,6 +542,7 @@ static void image_free(struct qcow2_image *img)
 	alloc_destroy(img);
 	frees_destroy(&img->frees);
 	reclaim_destroy(&img->reclaim);
+	bitmaps_destroy(&img->bitmaps);
 	writeback_destroy(&img->wb);
 	if (img->zeros)
 		munmap(img->zeros, ZEROS_BYTES);
@@ -599,18 +604,15 @@ static int image_open(struct qcow2_image **out, struct storage *storage, bool is
 		ret = reclaim_init(img, opts->reclaim_delay_ms, err);
 	if (!ret && img->reclog.header && opts->log_recover)
 		ret = reclog_replay(img, err);
+	if (!ret)
+		ret = bitmaps_open(img, opts->log_recover && !opts->log_lapsed, err);
 	if (ret) {
 		image_free(img);
 		return ret;
 	}
-	if ((img->hdr.autoclear || end_is_ragged(img) || image_has_data_file(img)) &&
-	    !img->read_only) {
-		img->first_write_pending = true;
-		if (img->hdr.autoclear & QCOW2_AUTOCLEAR_BITMAPS)
-			log_warn("%s: the image has dirty bitmaps, which are not kept up to date: the "
-				 "first write marks them as invalid",
-				 storage->name);
-	}
+	if (!img->read_only)
+		img->first_write_pending = img->hdr.autoclear || end_is_ragged(img) ||
+					   image_has_data_file(img);
 	reclaim_ready(img);
 	*out = img;
 	return 0;
@@ -757,6 +759,8 @@ int qcow2_close(struct qcow2_image *img, struct error *err)
 	assert(!img->meta_loop);
 	if (!img->read_only) {
 		ret = image_settle(img);
+		if (!ret)
+			ret = bitmaps_save(img);
 		if (ret)
 			error_set(err, ret, "the last flush failed: %s", error_text(NULL, ret));
 		else

@@ -29,6 +29,7 @@
 #include "base/error.h"
 #include "base/list.h"
 #include "qcow2.h"
+#include "qcow2/bitmaps.h"
 #include "qcow2/cache.h"
 #include "qcow2/chain.h"
 #include "qcow2/format.h"
@@ -150,6 +151,7 @@ struct qcow2_image {
 	struct pack pack;
 	struct reclog reclog;
 	struct reclaim reclaim;
+	struct bitmaps bitmaps;
 	struct writeback wb;
 
 	/* rule 7: autoclear bits are cleared before the first write; and the file's end is evened out */

@@ -38,6 +38,9 @@ enum qcow2_mutant {
 	MUTANT_PUNCH_ENCRYPTED,	       /* a hole is no zeros where it is decrypted */
 	MUTANT_COPY_KEEPS_TWEAK,       /* copied data is encrypted for the place that it came from */
 	MUTANT_RECLAIM_BLIND,	       /* rule 19, of snapshots */
+	MUTANT_BITMAP_IN_USE_LATE,     /* rule 7 */
+	MUTANT_BITMAP_VALID_EARLY,     /* the order of saving bitmaps */
+	MUTANT_BITMAP_UNLOGGED,	       /* what a killed process had recorded */
 	MUTANT_COUNT,
 };
 

@@ -26,6 +26,7 @@ struct reclog_header {
 	uint64_t cluster_bits;
 	_Atomic uint64_t head, tail;
 	_Atomic uint64_t sync_failed; /* an errno */
+	uint64_t extra_bytes; /* behind the records; 0 as well where an older program began the log */
 };
 
 static_assert(sizeof(struct reclog_header) <= RECLOG_HEADER_BYTES, "the first page");
@@ -33,16 +34,30 @@ static_assert(sizeof(struct reclog_record) == 32, "layout");
 
 /* ---- attaching ---- */
 
-static int log_check(const struct qcow2_image *img, const struct reclog_header *h, uint64_t capacity,
+/* A log as long as it needs to be at least is left. */
+static uint64_t extra_max(uint64_t len_bytes)
+{
+	uint64_t spare = align_down(len_bytes, RECLOG_HEADER_BYTES) - RECLOG_MIN_BYTES;
+
+	return min_of(align_down(len_bytes / 2, RECLOG_HEADER_BYTES), spare);
+}
+
+static uint64_t capacity_for(uint64_t len_bytes, uint64_t extra_bytes)
+{
+	return (len_bytes - RECLOG_HEADER_BYTES - extra_bytes) / sizeof(struct reclog_record);
+}
+
+static int log_check(const struct qcow2_image *img, const struct reclog_header *h, uint64_t len_bytes,
 		     const void *identity, uint64_t identity_bytes, struct error *err)
 {
-	uint64_t head = atomic_load(&h->head), tail = atomic_load(&h->tail);
+	uint64_t head = atomic_load(&h->head), tail = atomic_load(&h->tail), capacity = h->capacity;
 
 	if (h->magic != RECLOG_MAGIC)
 		return error_set(err, -EINVAL, "the recovery log is damaged, or another version's");
 	if (h->identity_bytes != identity_bytes || memcmp(h->identity, identity, identity_bytes))
 		return error_set(err, -EINVAL, "the recovery log belongs to another image or boot");
-	if (h->capacity != capacity || tail > head || head - tail > capacity)
+	if (h->extra_bytes > extra_max(len_bytes) || !is_aligned(h->extra_bytes, RECLOG_HEADER_BYTES) ||
+	    capacity != capacity_for(len_bytes, h->extra_bytes) || tail > head || head - tail > capacity)
 		return error_set(err, -EINVAL, "the recovery log is damaged");
 	if ((h->size_bytes != img->size_bytes && h->next_size_bytes != img->size_bytes) ||
 	    h->cluster_bits != img->cluster_bits)
@@ -51,24 +66,26 @@ static int log_check(const struct qcow2_image *img, const struct reclog_header *
 }
 
 int reclog_attach(struct qcow2_image *img, void *base, uint64_t len_bytes, const void *identity,
-		  uint64_t identity_bytes, bool recover, struct error *err)
+		  uint64_t identity_bytes, bool recover, uint64_t extra_bytes, struct error *err)
 {
 	struct reclog *log = &img->reclog;
 	struct reclog_header *h = base;
-	uint64_t capacity;
 	int ret;
 
 	if (len_bytes < RECLOG_MIN_BYTES || identity_bytes > RECLOG_IDENTITY_BYTES)
 		return error_set(err, -EINVAL, "a recovery log of %llu bytes is too small",
 				 (unsigned long long)len_bytes);
-	capacity = (len_bytes - RECLOG_HEADER_BYTES) / sizeof(struct reclog_record);
+	len_bytes = align_down(len_bytes, RECLOG_HEADER_BYTES);
 	if (recover) {
-		ret = log_check(img, h, capacity, identity, identity_bytes, err);
+		ret = log_check(img, h, len_bytes, identity, identity_bytes, err);
 		if (ret)
 			return ret;
 	} else {
 		memset(h, 0, RECLOG_HEADER_BYTES);
-		h->capacity = capacity;
+		h->extra_bytes = min_of(extra_bytes, extra_max(len_bytes));
+		if (h->extra_bytes) /* what lies there is about nothing */
+			memset((uint8_t *)base + len_bytes - h->extra_bytes, 0, RECLOG_HEADER_BYTES);
+		h->capacity = capacity_for(len_bytes, h->extra_bytes);
 		h->identity_bytes = identity_bytes;
 		memcpy(h->identity, identity, identity_bytes);
 		h->size_bytes = img->size_bytes;
@@ -78,10 +95,21 @@ int reclog_attach(struct qcow2_image *img, void *base, uint64_t len_bytes, const
 	}
 	log->header = h;
 	log->records = (void *)((uint8_t *)base + RECLOG_HEADER_BYTES);
-	log->capacity = capacity;
+	log->capacity = h->capacity;
+	log->extra_bytes = h->extra_bytes;
 	log->head = atomic_load(&h->head);
 	log->cut = log->head;
 	return 0;
+}
+
+void *reclog_extra(const struct reclog *log, uint64_t *bytes)
+{
+	uint64_t before = RECLOG_HEADER_BYTES + log->capacity * sizeof(struct reclog_record);
+
+	*bytes = log->extra_bytes;
+	if (!log->extra_bytes)
+		return NULL;
+	return (uint8_t *)log->header + align_up(before, RECLOG_HEADER_BYTES);
 }
 
 /* ---- room ---- */

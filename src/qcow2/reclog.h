@@ -57,6 +57,7 @@ struct reclog {
 	struct reclog_header *header; /* NULL: there is no log */
 	struct reclog_record *records;
 	uint64_t capacity;
+	uint64_t extra_bytes; /* behind the records */
 	uint64_t head; /* the writer's own copy */
 	uint64_t reserved;
 	uint64_t cut; /* head at the running pass's cut */
@@ -69,10 +70,15 @@ struct reclog {
 
 /*
  * Takes the memory in use: starts an empty log in it, or with @recover checks that it is the log of
- * this image (the identity and the geometry), for reclog_replay().
+ * this image (the identity and the geometry), for reclog_replay(). A log that is started leaves up to
+ * @extra_bytes behind its records, half of the memory at most, for what else is to outlive the process.
  */
 int reclog_attach(struct qcow2_image *img, void *base, uint64_t len_bytes, const void *identity,
-		  uint64_t identity_bytes, bool recover, struct error *err) must_check;
+		  uint64_t identity_bytes, bool recover, uint64_t extra_bytes,
+		  struct error *err) must_check;
+
+/* That memory, page aligned; NULL: the log was started without, or there is none. */
+void *reclog_extra(const struct reclog *log, uint64_t *bytes);
 
 /*
  * Applies what is in the log, and makes it durable. With no loop, before any I/O of a guest. An error

@@ -373,6 +373,9 @@ static void request_task(struct co_task *task)
 static void request_start(struct request *r)
 {
 	request_enter(r);
+	/* where discards are ignored they change nothing */
+	if (request_changes(r) && !(r->op == BLK_DISCARD && r->q->img->discard_ignore))
+		bitmaps_mark(&r->q->img->bitmaps, r->req->offset_bytes, r->req->len_bytes);
 	if (fast_path(r))
 		return;
 	co_latch_init(&r->latch);

@@ -297,11 +297,14 @@ static int grow(struct qcow2_image *img, uint64_t size_bytes, struct error *err)
 	}
 	if (ret)
 		return ret;
+	bitmaps_make_room(img, size_bytes);
 	img->size_bytes = size_bytes;
 	if (!img->data_raw)
 		ret = zero_past_end(img, old_bytes, size_bytes, err);
 	if (!ret) {
 		ret = writeback_run(img);
+		if (!ret)
+			bitmaps_resize(img, size_bytes);
 		if (!ret)
 			ret = size_switch(img, size_bytes);
 		if (ret)
@@ -472,6 +475,7 @@ static int shrink(struct qcow2_image *img, uint64_t size_bytes, struct error *er
 	if (ret)
 		return error_set(err, ret, "cannot write the new size: %s", error_text(NULL, ret));
 	img->size_bytes = size_bytes;
+	bitmaps_resize(img, size_bytes);
 	ret = unlink_past_end(img, div_up(size_bytes, img->cluster_bytes), old_gclusters);
 	if (!ret)
 		ret = image_settle(img);
@@ -521,6 +525,8 @@ static int resize_on_loop(struct qcow2_image *img, uint64_t size_bytes, struct e
 
 	co_lock(&img->barrier);
 	ret = image_first_write(img);
+	if (!ret)
+		ret = bitmaps_claim(img);
 	if (ret)
 		error_set(err, ret, "cannot be written: %s", error_text(NULL, ret));
 	else if (size_bytes > img->size_bytes)

@@ -458,6 +458,8 @@ static void become(struct operation *op, struct table *l1, const struct snapshot
 	gone = img->l1;
 	img->l1 = *l1;
 	*l1 = gone;
+	if (img->size_bytes != size_bytes)
+		bitmaps_resize(img, size_bytes);
 	img->size_bytes = size_bytes;
 	for (uint64_t i = 0; i < old->entries; i++)
 		if (old->l1[i] & QCOW2_L1_OFFSET_MASK)
@@ -557,7 +559,12 @@ static int apply_run(struct operation *op, const char *name)
 	needed = max_of(needed, (uint64_t)s->l1_entries);
 	needed = max_of(needed, (uint64_t)1);
 	ret = refs_of(op, s);
-	return ret ? ret : apply_switch(op, (uint32_t)needed, s->disk_bytes);
+	if (!ret && s->disk_bytes != img->size_bytes && (ret = bitmaps_claim(img)))
+		error_set(op->err, ret, "%s: %s", img->st->name, strerror(-ret));
+	if (ret)
+		return ret;
+	bitmaps_mark_all(img);
+	return apply_switch(op, (uint32_t)needed, s->disk_bytes);
 }
 
 int qcow2_snapshot_apply(struct qcow2_image *img, const char *id_or_name, uint64_t *pause_ns,

@@ -85,6 +85,7 @@ static int open_image(struct qcow2_target *qt, struct storage **st, const struct
 		options.log_identity = recovery->identity;
 		options.log_identity_bytes = recovery->identity_bytes;
 		options.log_recover = recovery->replay;
+		options.log_lapsed = recovery->lapsed;
 	}
 	ret = qcow2_open(&qt->img, *st, &options, err);
 	if (ret)

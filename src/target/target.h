@@ -41,6 +41,7 @@ struct target_recovery {
 	uint64_t identity_bytes;
 	bool replay;	  /* the process that served this device before has died */
 	bool locked;	  /* QEMU's image locks are held by the process that watches this one, too */
+	bool lapsed;	  /* replay: for some time nobody held them */
 };
 
 /* How `add` wants it opened. Strings belong to the caller and outlive the target. */

@@ -9,6 +9,7 @@
 # SEED=n replays a run; the seed is printed. KEEP=1 keeps the folder of a failed case.
 
 set -u
+. "$(dirname "${BASH_SOURCE[0]}")/../lib/bitmaps.sh"
 BUILD=${BUILD:-$(cd "${0%/*}/../.." && pwd)/build}
 QCOW2_IO=$BUILD/tests/tools/qcow2-io
 MAKE_SCRIPT=$BUILD/tests/diff/make-script
@@ -119,6 +120,31 @@ check_image() {
 		diff_fail "qemu-img check ${1##*/}: exit status $? ($2)"
 }
 
+# The bitmaps of DIFF_BITMAPS, each "NAME GRANULARITY [OPTION]" as qemu-img's bitmap --add takes them, one a line.
+diff_bitmaps_add() { # IMAGE
+	local name granularity option
+	[ -n "${DIFF_BITMAPS:-}" ] || return 0
+	while read -r name granularity option; do
+		# shellcheck disable=SC2086
+		as_qcow2 "$1"
+		qemu-img bitmap --add -g "$granularity" $option "${Q[@]}" "$name" || diff_fail "qemu-img bitmap $name"
+	done <<<"$DIFF_BITMAPS"
+}
+
+diff_bitmaps_of() { # IMAGE
+	as_qcow2 "$1"
+	bitmaps_dump "$diff_dir/nbd.sock" "$1" "${Q[@]}"
+}
+
+diff_bitmaps_compare() { # WHEN
+	[ -n "${DIFF_BITMAPS:-}" ] || return 0
+	diff_bitmaps_of "$diff_dir/ours.qcow2" >"$diff_dir/out.bitmaps" 2>&1 || diff_fail "cannot read our bitmaps ($1)"
+	diff_bitmaps_of "$diff_dir/twin.qcow2" >"$diff_dir/twin.bitmaps" 2>&1 || diff_fail "cannot read qemu's bitmaps ($1)"
+	diff "$diff_dir/out.bitmaps" "$diff_dir/twin.bitmaps" >"$diff_dir/out.diff" ||
+		diff_fail "the dirty bitmaps differ ($1)"
+	mv "$diff_dir/out.bitmaps" "$diff_dir/ours.bitmaps"
+}
+
 # With NO_DUMP set, which large disks need, reading is left to the reads in the scripts.
 compare_all() {
 	local a=$diff_dir/ours.qcow2 b=$diff_dir/twin.qcow2
@@ -144,6 +170,7 @@ compare_all() {
 		diff_fail "dump of qemu's image"
 	cmp "$diff_dir/ours.raw" "$diff_dir/twin.raw" >"$diff_dir/out.cmp" 2>&1 ||
 		diff_fail "qemu's image read by us differs from what qemu reads ($1)"
+	diff_bitmaps_compare "$1"
 }
 
 # diff_chain: makes the layers of DIFF_CHAIN, the lowest first, each "raw SIZE", "qcow2 SIZE OPTIONS" or
@@ -201,7 +228,7 @@ diff_data_option() {
 # diff_case QEMU-IMG-OPTIONS SIZE CLUSTER OPS MAXLEN [qcow2-io option...]
 # With OWN_CREATE set our image is made by our own create; with DIFF_CHAIN it has a backing chain; with
 # DIFF_COMPRESSED it starts full of compressed clusters; with DIFF_DATA_FILE (raw or yes) its data are in
-# another file; with DIFF_SNAPSHOT an internal snapshot shares its clusters; with NO_DISCARD nothing is discarded.
+# another file; with DIFF_BITMAPS it has dirty bitmaps; with DIFF_SNAPSHOT an internal snapshot shares its clusters; with NO_DISCARD nothing is discarded.
 diff_case() {
 	local options=$1 size=$2 cluster=$3 ops=$4 max_len=$5 seed below shadow=zero
 	local kinds=${NO_DISCARD:+-D}
@@ -218,6 +245,7 @@ diff_case() {
 		# shellcheck disable=SC2086
 		create_qcow2 "$options$(diff_data_option twin)" $below "$diff_dir/twin.qcow2" "$size"
 	fi
+	diff_bitmaps_add "$diff_dir/twin.qcow2"
 	[ -z "${DIFF_SNAPSHOT:-}" ] || qemu-img snapshot -c before "$diff_dir/twin.qcow2" || diff_fail "qemu-img snapshot"
 	if [ -n "${OWN_CREATE:-}" ]; then
 		"$PROGRAM" create ${DIFF_KEY:+--key-file "$DIFF_KEY"} -o "$options$(diff_data_option ours)" "$diff_dir/ours.qcow2" "$size" \
@@ -227,6 +255,7 @@ diff_case() {
 	elif [ -n "${DIFF_DATA_FILE:-}" ]; then
 		# shellcheck disable=SC2086
 		create_qcow2 "$options$(diff_data_option ours)" $below "$diff_dir/ours.qcow2" "$size"
+		diff_bitmaps_add "$diff_dir/ours.qcow2"
 	else
 		cp --sparse=always "$diff_dir/twin.qcow2" "$diff_dir/ours.qcow2"
 	fi

@@ -189,6 +189,10 @@ void run_config_make(struct run_config *cfg, enum run_profile profile, uint64_t 
 	cfg->open.reclaim_delay_ms = rng_chance(&r, 70) ? 1 : 0;
 	data_shape(cfg);
 	crypto_shape(cfg);
+	if (c->version >= 3 && rng_chance(&r, 40))
+		cfg->bitmaps = rng_range(&r, 1, BITS_MAX);
+	if (cfg->bitmaps && cfg->log_bytes)
+		cfg->log_bytes = 256 * KiB; /* the smallest has no room for what they need */
 }
 
 void run_config_resize(struct run_config *cfg)
@@ -258,6 +262,8 @@ void run_config_print(const struct run_config *cfg)
 		       cfg->data_device ? "block device of its own" : "file of its own");
 	if (cfg->create.luks)
 		printf("  encrypted: %s\n", cfg->create.luks_options.cipher_mode);
+	if (cfg->bitmaps)
+		printf("  %u dirty bitmap(s)\n", cfg->bitmaps);
 	if (cfg->snapshots)
 		printf("  %u operations on snapshots\n", cfg->snapshots);
 	if (cfg->resize_bytes)

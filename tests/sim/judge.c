@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/math.h"
+#include "bits.h"
 
 #define OFFSET_MASK 0x00fffffffffffe00ull
 #define COPIED	    (1ull << 63)
@@ -22,7 +23,7 @@
 
 const char *const judge_kind_names[JUDGE_KINDS] = {
 	"free", "header", "refcount table", "refcount block", "L1", "L2", "data", "compressed",
-	"snapshot table", "LUKS header",
+	"snapshot table", "LUKS header", "bitmap",
 };
 
 __attribute__((format(printf, 2, 3))) static void corrupt(struct judge *j, const char *fmt, ...)
@@ -211,6 +212,27 @@ static void walk_snapshots(struct judge *j)
 		count(j, from, at - from, JUDGE_TABLE, 64);
 }
 
+static void walk_bitmaps(struct judge *j)
+{
+	struct bits b;
+
+	bits_read(&b, j->map);
+	j->bitmaps = b.n;
+	if (b.n)
+		count(j, b.directory, b.directory_bytes, JUDGE_BITMAP, 0);
+	for (unsigned i = 0; i < b.n; i++) {
+		count(j, b.at[i].table, b.at[i].entries * 8, JUDGE_BITMAP, b.directory);
+		for (uint64_t at = b.at[i].table, n = b.at[i].entries; n; at += 8, n--) {
+			uint64_t entry = be64_at(j->map, at);
+
+			if (entry & ~OFFSET_MASK && entry != 1)
+				corrupt(j, "bitmap table entry at %#" PRIx64 " is %#" PRIx64, at, entry);
+			else if (entry & OFFSET_MASK)
+				count(j, entry, (uint64_t)1 << j->cluster_bits, JUDGE_BITMAP, at);
+		}
+	}
+}
+
 static void walk_refcounts(struct judge *j, uint64_t rt_offset, uint64_t rt_clusters)
 {
 	uint64_t cluster = (uint64_t)1 << j->cluster_bits;
@@ -343,6 +365,7 @@ void judge_run(struct judge *j, const struct sim_map *map)
 	walk_snapshots(j);
 	if (be_at(map, 32, 4))
 		walk_luks(j);
+	walk_bitmaps(j);
 	walk_refcounts(j, rt_offset, rt_clusters);
 	compare(j, rt_offset);
 	compare_copied(j, rt_offset, l1_offset, l1_size);

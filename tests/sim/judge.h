@@ -4,8 +4,8 @@
  * shares no code with src/qcow2, works on a map in memory, and takes microseconds. Its verdict is
  * that of `qemu-img check`: corruption is what qemu-img calls an error, a leak what it calls a
  * leak. What a data file holds is not counted, as in QEMU; but a cluster in it that lies elsewhere than
- * where the guest has it is a corruption. Bitmaps, or a feature that it does not know, are corruptions
- * here, as no workload makes any.
+ * where the guest has it is a corruption. A feature that it does not know is a corruption here, as no
+ * workload makes any.
  */
 #ifndef SIM_JUDGE_H
 #define SIM_JUDGE_H
@@ -24,11 +24,13 @@ enum judge_kind {
 	JUDGE_COMPRESSED,
 	JUDGE_TABLE,
 	JUDGE_LUKS,
+	JUDGE_BITMAP,
 	JUDGE_KINDS,
 };
 
 struct judge {
 	uint64_t corruptions, leaks;
+	bool bitmaps; /* there are some */
 	bool shared; /* compressed clusters, or counts too high that are above 1 */
 	uint64_t flags; /* of the corruptions: COPIED clear and refcount 1, in the active tables */
 	bool dirty, extended;

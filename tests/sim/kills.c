@@ -130,6 +130,8 @@ bool kills_whole(struct run *r, const struct run_config *cfg, const char *extra)
 			run_fail(r, "the closed image is corrupt: %s", judge.text);
 		judge_free(&judge);
 	}
+	if (!r->failed && !r->close_ret)
+		bits_check_closed(r);
 	snprintf(text, sizeof(text), " --kills 1%s", extra);
 	if (r->failed)
 		run_report(r, text);

@@ -42,6 +42,9 @@ static const char *const names[MUTANT_COUNT] = {
 	NAME(PUNCH_ENCRYPTED),
 	NAME(COPY_KEEPS_TWEAK),
 	NAME(RECLAIM_BLIND),
+	NAME(BITMAP_IN_USE_LATE),
+	NAME(BITMAP_VALID_EARLY),
+	NAME(BITMAP_UNLOGGED),
 };
 
 int mutant_count(void)

@@ -799,7 +799,9 @@ static void make_device(struct run *r, struct sim_map *map)
 	uint64_t bytes = r->cfg.create.size_bytes + r->cfg.create.size_bytes / 2 +
 			 64 * (uint64_t)r->cfg.create.cluster_bytes + 256 * KiB +
 			 (r->cfg.create.luks ? 2 * MiB : 0) +
-			 r->cfg.snapshots * (r->cfg.create.size_bytes * 2 + 256 * KiB);
+			 r->cfg.snapshots * (r->cfg.create.size_bytes * 2 + 256 * KiB) +
+			 r->cfg.bitmaps * (r->cfg.create.size_bytes / 512 +
+					   16 * (uint64_t)r->cfg.create.cluster_bytes);
 	const uint8_t *kinds[16];
 
 	map->size_bytes = align_up(bytes, 4096);
@@ -824,7 +826,10 @@ static int create_image(struct run *r, struct sim_map *out)
 	base->storage.block_bytes = r->cfg.block_bytes;
 	sim_map_free(&blank);
 	ret = qcow2_create(&base->storage, &r->cfg.create, &err);
-	storage_close(&base->storage);
+	if (!ret && r->cfg.bitmaps)
+		ret = bits_make(&base->storage, &r->cfg, &err);
+	else
+		storage_close(&base->storage);
 	if (ret)
 		run_fail(r, "create: %s", error_text(&err, ret));
 	*out = base->live;
@@ -859,6 +864,7 @@ int run_init(struct run *r, const struct run_config *cfg, const struct run_origi
 	named_init(&r->named, cfg, r->disk);
 	if (!origin)
 		below_name(&r->named.below, &map);
+	bits_remember(&r->bits_before, &map);
 	r->file = simdisk_file(r->disk, "image", &map);
 	r->file->storage.can_punch = cfg->can_punch;
 	r->file->storage.fixed_size = cfg->device;
@@ -949,6 +955,8 @@ bool run_whole(struct run *r, const struct run_config *cfg, const struct run_ori
 		run_fail(r, "close: %s", strerror(-r->close_ret));
 	if (!r->failed)
 		check_closed(r, origin);
+	if (!r->failed && !origin)
+		bits_check_closed(r);
 	if (r->failed)
 		run_report(r, extra);
 	return !r->failed;
@@ -982,4 +990,5 @@ void run_free(struct run *r)
 	named_free(&r->named);
 	guest_free(&r->guest);
 	snaps_free(&r->snaps);
+	bits_forget(&r->bits_before);
 }

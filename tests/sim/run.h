@@ -11,6 +11,7 @@
 #ifndef SIM_RUN_H
 #define SIM_RUN_H
 
+#include "bits.h"
 #include "guest.h"
 #include "named.h"
 #include "qcow2.h"
@@ -51,6 +52,7 @@ struct run_config {
 	bool data_device; /* the data file is a block device */
 	uint32_t block_bytes; /* the storage's: what its I/O is a multiple of */
 	bool device; /* the image lies on a block device: of fixed size, garbage past what is used */
+	unsigned bitmaps;      /* dirty bitmaps in the image */
 	unsigned snapshots;    /* operations on snapshots on the way */
 	uint64_t resize_bytes; /* the disk gets this size on the way; 0: it does not */
 	unsigned queues, depth, requests;
@@ -112,6 +114,7 @@ struct run {
 	struct named named;
 	struct guest guest;
 	struct snaps snaps;
+	struct bits_before bits_before;
 	struct loop *loops[RUN_MAX_QUEUES + 1]; /* 0: the metadata loop */
 	struct loop *queue_loops[RUN_MAX_QUEUES];
 	unsigned nloops;

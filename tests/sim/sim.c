@@ -136,8 +136,9 @@ static void explore_summary(const struct explorer *e, double seconds)
 	       " repeated states not counted\n",
 	       e->explored, e->runs, seconds, e->moments, e->exhausted, e->repeated);
 	printf("%" PRIu64 " written to as well, %" PRIu64 " by the engine's checker, %" PRIu64
-	       " by qemu-img; %" PRIu64 " had leaks, %" PRIu64 " the dirty bit\n",
-	       v->deep, v->checker, v->qemu, v->leaky, v->dirty);
+	       " by qemu-img; %" PRIu64 " had leaks, %" PRIu64 " the dirty bit, %" PRIu64
+	       " a valid bitmap\n",
+	       v->deep, v->checker, v->qemu, v->leaky, v->dirty, v->bitmaps);
 	printf("of %" PRIu64 " runs the data lay in a file of its own, %" PRIu64 " were encrypted\n",
 	       e->apart, e->encrypted);
 }

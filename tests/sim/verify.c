@@ -228,6 +228,10 @@ static bool read_all(struct attached *a, struct run *r, const struct changes *ch
 
 		if (!request(a, BLK_READ, s, count, text, len))
 			return false;
+		if (!bits_cover(&v->bits, r, s, count, v->mem, text, len)) {
+			v->broken = true;
+			return false;
+		}
 		for (uint64_t i = 0; i < count && n; i++) {
 			uint8_t *mem = v->mem + i * SECTOR_BYTES;
 
@@ -276,6 +280,8 @@ static bool verify_read(struct verifier *v, struct run *r, struct simview *view,
 {
 	struct attached a;
 
+	bits_read(&v->bits, view->map);
+	v->bitmaps += v->bits.n && !v->bits.at[0].in_use;
 	return attach(&a, v, r, view, true, text, len) && read_all(&a, r, ch, n, text, len) &&
 	       detach(&a, text, len);
 }
@@ -317,6 +323,7 @@ static bool verify_deep(struct verifier *v, struct run *r, struct simview *view,
 	/* also of an earlier run, whose image this one goes on with */
 	bool shared = r->cfg.open.compress || r->snaps.n || v->judge.shared;
 	bool reclaimed_first = rng_chance(&rng, 50);
+	const struct bits bits = v->bits;
 	unsigned n = 0;
 	struct attached a;
 
@@ -353,7 +360,7 @@ static bool verify_deep(struct verifier *v, struct run *r, struct simview *view,
 		snprintf(text, len, "closing left the dirty bit");
 		return false;
 	}
-	return verify_read(v, r, view, ch, n, text, len) &&
+	return verify_read(v, r, view, ch, n, text, len) && bits_kept(&bits, &v->bits, text, len) &&
 	       snaps_check(v, r, view, r->guest.crash_time, text, len);
 }
 

@@ -35,6 +35,9 @@ struct verifier {
 	const char *snapshot; /* what verify_values() looks at; NULL: the disk */
 	bool broken; /* a failure has left coroutines behind: it cannot be used again */
 
+	struct bits bits; /* of the state that is looked at */
+
+	uint64_t bitmaps; /* states in which there was a valid bitmap */
 	uint64_t states, deep, checker, qemu, dirty, leaky; /* how many there were */
 };
 

@@ -1,0 +1,316 @@
+/* SPDX-License-Identifier: MIT */
+/* bits.c: see bits.h. */
+#include "bits.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/math.h"
+#include "qcow2/alloc.h"
+#include "qcow2/image.h"
+#include "run.h"
+
+#define HEADER_LENGTH 112 /* as create makes it */
+#define IN_USE 1u
+#define AUTO 2u
+
+/* ---- reading ---- */
+
+static uint64_t be(const struct sim_map *m, uint64_t offset, unsigned bytes)
+{
+	uint64_t v = 0;
+
+	for (unsigned i = 0; i < bytes; i++) {
+		uint64_t at = offset + i;
+
+		v = v << 8 | (at < m->size_bytes ? sim_map_get(m, at / SECTOR_BYTES)[at % SECTOR_BYTES] : 0);
+	}
+	return v;
+}
+
+void bits_read(struct bits *b, const struct sim_map *map)
+{
+	uint64_t at = be(map, 100, 4), count = 0;
+
+	*b = (struct bits){.map = map, .cluster_bits = be(map, 20, 4), .size_bytes = be(map, 24, 8)};
+	if (be(map, 4, 4) < 3 || !(be(map, 88, 8) & 1))
+		return;
+	for (uint32_t type; at < SECTOR_BYTES && (type = be(map, at, 4)); at += 8 + align_up(be(map, at + 4, 4), 8)) {
+		if (type != 0x23852875u)
+			continue;
+		count = be(map, at + 8, 4);
+		b->directory_bytes = be(map, at + 16, 8);
+		b->directory = be(map, at + 24, 8);
+	}
+	at = b->directory;
+	for (; b->n < count && b->n < BITS_MAX; b->n++) {
+		uint64_t flags = be(map, at + 12, 4);
+
+		b->at[b->n] = (struct bits_one){.in_use = flags & IN_USE,
+						.enabled = flags & AUTO,
+						.granularity_bits = be(map, at + 17, 1),
+						.table = be(map, at, 8),
+						.entries = be(map, at + 8, 4)};
+		at += align_up(24 + be(map, at + 18, 2) + be(map, at + 20, 4), 8);
+	}
+}
+
+bool bits_test(const struct bits *b, unsigned i, uint64_t granule)
+{
+	uint64_t per_cluster = (uint64_t)8 << b->cluster_bits, in = granule % per_cluster;
+	uint64_t entry = be(b->map, b->at[i].table + granule / per_cluster * 8, 8);
+
+	if (entry & 1)
+		return true;
+	return entry && be(b->map, entry + in / 8, 1) >> (in % 8) & 1;
+}
+
+static uint64_t granules(const struct bits *b, unsigned i)
+{
+	return div_up(b->size_bytes, (uint64_t)1 << b->at[i].granularity_bits);
+}
+
+void bits_remember(struct bits_before *before, const struct sim_map *map)
+{
+	bits_read(&before->bits, map);
+	for (unsigned i = 0; i < before->bits.n; i++) {
+		before->granules[i] = granules(&before->bits, i);
+		before->set[i] = sim_calloc(before->granules[i] + 1, 1);
+		for (uint64_t g = 0; g < before->granules[i]; g++)
+			before->set[i][g] = bits_test(&before->bits, i, g);
+	}
+}
+
+void bits_forget(struct bits_before *before)
+{
+	for (unsigned i = 0; i < BITS_MAX; i++)
+		sim_free(before->set[i]);
+	*before = (struct bits_before){0};
+}
+
+/* ---- states ---- */
+
+bool bits_cover(const struct bits *b, const struct run *r, uint64_t sector, uint64_t count,
+		const uint8_t *mem, char *text, size_t len)
+{
+	for (unsigned i = 0; i < b->n; i++) {
+		const struct bits_one *one = &b->at[i];
+		uint64_t covered = one->entries << (b->cluster_bits + 3);
+
+		if (one->in_use)
+			continue;
+		if (div_up(div_up(granules(b, i), 8), (uint64_t)1 << b->cluster_bits) != one->entries) {
+			snprintf(text, len, "bitmap %u is valid and has %" PRIu64 " entries, of %" PRIu64
+					    " granules",
+				 i, one->entries, covered);
+			return false;
+		}
+		for (uint64_t s = 0; one->enabled && s < count; s++) {
+			uint64_t granule = (sector + s) * SECTOR_BYTES >> one->granularity_bits;
+
+			if (guest_decode(mem + s * SECTOR_BYTES, sector + s) == r->guest.sector[sector + s].base ||
+			    bits_test(b, i, granule))
+				continue;
+			snprintf(text, len,
+				 "bitmap %u is valid, and does not know that sector %" PRIu64 " has changed",
+				 i, sector + s);
+			return false;
+		}
+	}
+	return true;
+}
+
+bool bits_kept(const struct bits *before, const struct bits *after, char *text, size_t len)
+{
+	bool ok = before->n == after->n;
+
+	for (unsigned i = 0; ok && i < before->n; i++)
+		ok = before->at[i].in_use == after->at[i].in_use &&
+		     before->at[i].enabled == after->at[i].enabled &&
+		     before->at[i].granularity_bits == after->at[i].granularity_bits;
+	if (!ok)
+		snprintf(text, len, "a bitmap is gone, or is not as valid as it was");
+	return ok;
+}
+
+/* ---- closed in order ---- */
+
+/*
+ * For each granule: 2 it was about to change, 1 perhaps, 0 nobody asked for it. A request that failed, or was
+ * not issued again after a kill, may not have begun; one of all sectors is a snapshot that was applied.
+ */
+static void requested(const struct run *r, unsigned granularity_bits, uint8_t *asked, uint64_t count)
+{
+	for (size_t k = 1; k < r->guest.ops.n; k++) {
+		const struct guest_op *op = &r->guest.ops.at[k];
+		bool sure = op->done != SIM_NEVER && !op->failed;
+
+		if (op->op == BLK_READ || op->op == BLK_FLUSH || !op->sectors)
+			continue;
+		for (uint64_t g = op->sector * SECTOR_BYTES >> granularity_bits;
+		     g <= ((op->sector + op->sectors) * SECTOR_BYTES - 1) >> granularity_bits && g < count; g++)
+			asked[g] = max_of(asked[g], (uint8_t)(1 + sure));
+	}
+}
+
+static void check_one(struct run *r, const struct bits *b, unsigned i)
+{
+	const struct bits_before *before = &r->bits_before;
+	uint64_t count = granules(b, i);
+	uint8_t *asked = sim_calloc(count + 1, 1);
+
+	if (b->at[i].enabled)
+		requested(r, b->at[i].granularity_bits, asked, count);
+	for (uint64_t g = 0; g < count; g++) {
+		bool was = g < before->granules[i] && before->set[i][g];
+		bool is = bits_test(b, i, g);
+
+		if (is ? !was && !asked[g] : was || asked[g] == 2)
+			run_fail(r, "bitmap %u says that granule %" PRIu64 " of %u bytes is %s", i, g,
+				 1u << b->at[i].granularity_bits, is ? "dirty" : "clean");
+	}
+	for (uint64_t g = count; g < b->at[i].entries << (b->cluster_bits + 3); g++)
+		if (bits_test(b, i, g))
+			run_fail(r, "bitmap %u has a bit past the end", i);
+	sim_free(asked);
+}
+
+void bits_check_closed(struct run *r)
+{
+	const struct bits *before = &r->bits_before.bits;
+	struct bits after;
+	char text[128];
+
+	bits_read(&after, &r->file->live);
+	if (r->disk->failed) /* it may not have been possible to save them */
+		return;
+	if (!bits_kept(before, &after, text, sizeof(text)))
+		run_fail(r, "%s", text);
+	for (unsigned i = 0; i < after.n && !r->failed; i++)
+		if (!after.at[i].in_use)
+			check_one(r, &after, i);
+}
+
+/* ---- making ---- */
+
+/* A table of @entries, of which some have a cluster with some bits. */
+static int make_table(struct qcow2_image *img, struct rng *rng, uint64_t entries, uint64_t *table)
+{
+	uint64_t clusters = div_up(entries * 8, img->cluster_bytes), first;
+	uint8_t *mem = sim_memalign(4096, max_of(img->cluster_bytes, 4096u));
+	int ret = alloc_contiguous(img, clusters, &first);
+
+	*table = first << img->cluster_bits;
+	if (!ret)
+		ret = image_write_zeros(img, *table, clusters << img->cluster_bits);
+	for (uint64_t i = 0; !ret && i < min_of(entries, (uint64_t)img->cluster_bytes / 8); i++) {
+		uint64_t hcluster, at = i * 8;
+		be64_t entry;
+
+		if (!rng_chance(rng, 30))
+			continue;
+		ret = alloc_contiguous(img, 1, &hcluster);
+		memset(mem, 0, img->cluster_bytes);
+		mem[0] = i + 1 < entries ? rng_next(rng) : rng_below(rng, 2);
+		if (!ret)
+			ret = storage_pwrite(img->st, hcluster << img->cluster_bits, mem, img->cluster_bytes);
+		if (!ret)
+			ret = storage_pread(img->st, align_down(*table + at, img->st->block_bytes), mem,
+					    img->st->block_bytes);
+		entry = be64_make(hcluster << img->cluster_bits);
+		memcpy(mem + (*table + at) % img->st->block_bytes, &entry, 8);
+		if (!ret)
+			ret = storage_pwrite(img->st, align_down(*table + at, img->st->block_bytes), mem,
+					     img->st->block_bytes);
+	}
+	sim_free(mem);
+	return ret;
+}
+
+static int make_directory(struct qcow2_image *img, const struct run_config *cfg, struct rng *rng,
+			  uint64_t *directory)
+{
+	uint8_t *mem = sim_memalign(4096, max_of(img->cluster_bytes, 4096u));
+	uint64_t hcluster;
+	int ret = 0;
+
+	memset(mem, 0, img->cluster_bytes);
+	for (unsigned i = 0; !ret && i < cfg->bitmaps; i++) {
+		unsigned g = rng_range(rng, 9, 14);
+		uint64_t table, entries = div_up(div_up(div_up(img->size_bytes, (uint64_t)1 << g), 8),
+						 img->cluster_bytes);
+		struct qcow2_disk_bitmap disk;
+
+		ret = make_table(img, rng, entries, &table);
+		disk = (struct qcow2_disk_bitmap){
+			.table_offset = be64_make(table),
+			.table_entries = be32_make((uint32_t)entries),
+			/* the first is enabled and valid; others may be disabled, or inconsistent */
+			.flags = be32_make((i && rng_chance(rng, 40) ? 0 : AUTO) |
+					   (i && rng_chance(rng, 20) ? IN_USE : 0)),
+			.type = 1,
+			.granularity_bits = (uint8_t)g,
+			.name_len = be16_make(2),
+		};
+		memcpy(mem + i * 32, &disk, sizeof(disk));
+		mem[i * 32 + 24] = 'b';
+		mem[i * 32 + 25] = (uint8_t)('0' + i);
+	}
+	if (!ret)
+		ret = alloc_contiguous(img, 1, &hcluster);
+	*directory = hcluster << img->cluster_bits;
+	if (!ret)
+		ret = storage_pwrite(img->st, *directory, mem, img->cluster_bytes);
+	sim_free(mem);
+	return ret;
+}
+
+/* The extension, in place of the table of feature names, which nobody needs: in the smallest cluster there is
+ * no room for both. */
+static int make_extension(struct qcow2_image *img, const struct run_config *cfg, uint64_t directory)
+{
+	_Alignas(4096) uint8_t head[4096];
+	const struct qcow2_disk_bitmaps_ext ext = {.nb_bitmaps = be32_make(cfg->bitmaps),
+						   .directory_size = be64_make(cfg->bitmaps * 32),
+						   .directory_offset = be64_make(directory)};
+	uint32_t len = img->st->block_bytes;
+	int ret = storage_pread(img->st, 0, head, len);
+	struct qcow2_disk_extension at;
+	unsigned end = HEADER_LENGTH;
+
+	for (;; end += sizeof(at) + align_up(be32_get(at.len_bytes), 8)) {
+		memcpy(&at, head + end, sizeof(at));
+		if (!be32_get(at.type) || be32_get(at.type) == QCOW2_EXT_FEATURE_NAMES)
+			break;
+	}
+	memset(head + end, 0, SECTOR_BYTES - end);
+	at = (struct qcow2_disk_extension){be32_make(QCOW2_EXT_BITMAPS), be32_make(sizeof(ext))};
+	memcpy(head + end, &at, sizeof(at));
+	memcpy(head + end + sizeof(at), &ext, sizeof(ext));
+	head[95] |= 1; /* the autoclear bit */
+	return ret ? ret : storage_pwrite(img->st, 0, head, len);
+}
+
+int bits_make(struct storage *st, const struct run_config *cfg, struct error *err)
+{
+	struct qcow2_options opts = {.no_lock = true, .tables_only = true};
+	struct rng rng = rng_make(cfg->seed, cfg->profile, 0xb175);
+	struct qcow2_image *img;
+	uint64_t directory = 0;
+	int ret = qcow2_open(&img, st, &opts, err), close_ret;
+
+	if (ret) {
+		storage_close(st);
+		return ret;
+	}
+	ret = make_directory(img, cfg, &rng, &directory);
+	if (!ret)
+		ret = image_settle(img);
+	if (!ret)
+		ret = make_extension(img, cfg, directory);
+	if (ret)
+		error_set(err, ret, "bitmaps: %s", strerror(-ret));
+	close_ret = qcow2_close(img, ret ? NULL : err);
+	return ret ? ret : close_ret;
+}

@@ -111,7 +111,8 @@ static int table_flags(struct qcow2_image *img, uint64_t index)
 	uint64_t first = index << img->l2_bits, end = (index + 1) << img->l2_bits;
 	int ret = 0;
 
-	for (uint64_t g = first; g < end && !ret; g += count) {
+	/* in a data file each cluster is the guest's own */
+	for (uint64_t g = first; g < end && !ret && !image_has_data_file(img); g += count) {
 		uint64_t since_ns = loop_now_ns(img->meta_loop);
 
 		ret = batch_run(img, g, count);

@@ -227,8 +227,8 @@ kill_all() {
 	wait_for 20 is_quiesced || fail "$device is $(device_field state), not quiesced, after its daemons were killed"
 }
 is_quiesced() { [[ $(device_field state) == quiesced ]]; }
-recover() {
-	timeout 60 "$program" recover "$device" || fail "recover $device"
+recover() { # OPTION...
+	timeout 60 "$program" recover "$@" "$device" || fail "recover $device"
 	pid=$(device_field pid)
 	[[ -d /proc/$pid ]] || fail "after recover, list names process $pid, which is not there"
 }

@@ -13,6 +13,7 @@ need() { # COMMAND PACKAGE
 	command -v "$1" >/dev/null || skip "no $1 on this host: apt-get install $2"
 }
 
+recover_options=()
 # kill_often PID KILLS PAUSE: while that process works on $device, its daemon is killed so many times, as
 # far as it lasts; every second time its supervisor too, and `recover` takes over. How often, is in $killed.
 # (Not on FUSE, which has no recovery.)
@@ -25,7 +26,7 @@ kill_often() {
 		kill -0 "$work" 2>/dev/null || break
 		if ((++killed % 2 == 0)); then
 			kill_all
-			recover
+			recover "${recover_options[@]}"
 		else
 			kill_worker
 		fi

@@ -80,7 +80,7 @@ struct crypto;
 struct inflate_cache;
 
 /* What a queue holds back at its entrance, see image_hold(). */
-enum hold { HOLD_NONE, HOLD_WRITES, HOLD_ALL };
+enum held_back { HOLD_NONE, HOLD_WRITES, HOLD_ALL };
 
 struct qcow2_image {
 	struct storage *st;
@@ -116,7 +116,7 @@ struct qcow2_image {
 	struct qcow2_queue *queues[QUEUES_MAX];
 	unsigned nr_queues;
 	pthread_mutex_t queues_lock; /* queues come and go on their own threads */
-	enum hold hold;		     /* what is held back at their entrances; under queues_lock */
+	enum held_back hold;		     /* what is held back at their entrances; under queues_lock */
 	struct co_mutex barrier;     /* one structural operation at a time (rule 17) */
 
 	uint64_t gone_writes; /* of queues that are gone */
@@ -180,7 +180,7 @@ struct qcow2_queue {
 
 	unsigned inflight; /* not those that are held back */
 	unsigned writes_inflight; /* those of them that may change the disk */
-	enum hold hold;
+	enum held_back hold;
 	struct list held; /* requests, in order of submission */
 	struct loop_msg *hold_msg; /* answered when what is to be held back has ended */
 
@@ -267,7 +267,7 @@ void image_grace(struct qcow2_image *img);
  * a coroutine under img->barrier, holding no lock, no epoch and nothing that a request may wait for; with
  * no loop there is nothing to hold.
  */
-void image_hold(struct qcow2_image *img, enum hold what);
+void image_hold(struct qcow2_image *img, enum held_back what);
 /* What was held starts, in order. */
 void image_release(struct qcow2_image *img);
 /* The sum of the queues' counters of writes, and of the metadata's own. */

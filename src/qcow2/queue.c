@@ -156,14 +156,14 @@ static void hold_end(struct ask *ask)
 	ask_answer(ask);
 }
 
-static void hold_set(struct qcow2_image *img, enum hold what)
+static void hold_set(struct qcow2_image *img, enum held_back what)
 {
 	loop_mutex_lock(&img->queues_lock);
 	img->hold = what;
 	pthread_mutex_unlock(&img->queues_lock);
 }
 
-void image_hold(struct qcow2_image *img, enum hold what)
+void image_hold(struct qcow2_image *img, enum held_back what)
 {
 	/* with reads let through, an apply could go anywhere */
 	if (mutant(MUTANT_SNAPSHOT_WITHOUT_DRAIN) && what == HOLD_WRITES)

@@ -88,7 +88,7 @@ static uint64_t log_records(const struct qcow2_image *img)
 }
 
 /* What barrier_end() ends, whatever this returns. */
-static int barrier_begin(struct operation *op, enum hold what)
+static int barrier_begin(struct operation *op, enum held_back what)
 {
 	struct qcow2_image *img = op->img;
 	int ret;

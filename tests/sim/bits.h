@@ -16,7 +16,6 @@
 #define BITS_MAX 3
 
 struct run;
-struct run_config;
 
 /* Bitmaps as they are in a map; shares no code with the engine. */
 struct bits_one {
@@ -40,8 +39,8 @@ struct bits_before {
 	uint64_t granules[BITS_MAX];
 };
 
-/* Puts cfg->bitmaps of them into a new image, and closes it. */
-int bits_make(struct storage *st, const struct run_config *cfg, struct error *err);
+/* Puts @bitmaps of them into a new image, and closes it. */
+int bits_make(struct storage *st, unsigned bitmaps, uint64_t seed, struct error *err);
 
 void bits_read(struct bits *b, const struct sim_map *map);
 /* Whether granule @granule of bitmap @i is dirty. */

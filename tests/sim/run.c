@@ -827,7 +827,7 @@ static int create_image(struct run *r, struct sim_map *out)
 	sim_map_free(&blank);
 	ret = qcow2_create(&base->storage, &r->cfg.create, &err);
 	if (!ret && r->cfg.bitmaps)
-		ret = bits_make(&base->storage, &r->cfg, &err);
+		ret = bits_make(&base->storage, r->cfg.bitmaps, r->cfg.seed, &err);
 	else
 		storage_close(&base->storage);
 	if (ret)

@@ -17,10 +17,14 @@
 #define CLUSTERS_A_GO  1024 /* counts looked at between two pauses */
 #define L1_BUF_BYTES   4096u
 
-/* Whether what may refer to clusters can be known. */
+/* Whether what may refer to clusters can be known: not with features that nobody here has heard of. */
 static bool may_be_known(const struct qcow2_image *img)
 {
-	return !img->read_only && !(img->hdr.incompatible & QCOW2_INCOMPAT_CORRUPT);
+	const struct qcow2_header *h = &img->hdr;
+
+	return !img->read_only && !(h->incompatible & QCOW2_INCOMPAT_CORRUPT) &&
+	       !(h->compatible & ~QCOW2_COMPAT_KNOWN) &&
+	       !(h->autoclear & ~QCOW2_AUTOCLEAR_KNOWN);
 }
 
 /* All that can be counted: a crash may have left the file shorter than what it had counted. */

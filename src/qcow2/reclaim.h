@@ -33,7 +33,8 @@
  *     lowered at once (rule 4), also if references come or go just then.
  *  4. Flags are set only after the counts that they follow from, under the entries' lock (rule 8). In
  *     between a crash may leave them clear beside a count of 1, as during an operation on snapshots.
- *  5. In doubt nothing is reclaimed: images with anything broken, or that are too large for
+ *  5. In doubt nothing is reclaimed: images with anything broken, with compatible or autoclear features that
+ *     are not known and may have clusters of their own, or that are too large for
  *     RECLAIM_MAX_BYTES of bits. `check --repair leaks` does those.
  *
  * Metadata loop only.

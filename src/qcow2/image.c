@@ -603,7 +603,7 @@ static int image_open(struct qcow2_image **out, struct storage *storage, bool is
 	if (!ret)
 		ret = reclaim_init(img, opts->reclaim_delay_ms, err);
 	if (!ret && img->reclog.header && opts->log_recover)
-		ret = reclog_replay(img, err);
+		ret = reclog_replay(img, opts->log_lapsed, err);
 	if (!ret)
 		ret = bitmaps_open(img, opts->log_recover && !opts->log_lapsed, err);
 	if (ret) {

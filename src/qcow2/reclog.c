@@ -548,8 +548,89 @@ static int replay_counts(struct qcow2_image *img, struct seen_map *counts, uint6
 	return ret;
 }
 
+/* ---- whether somebody else has used the image (rule 18) ---- */
+
+/* What a host cluster is for by the log: a guest cluster, or a table (UINT64_MAX). Of which there is one. */
+static void claim(struct seen_map *claims, uint64_t hcluster, uint64_t gcluster)
+{
+	struct seen *seen = seen_find(claims, hcluster);
+
+	seen->gcluster = hcluster + 1;
+	seen->final.word = gcluster;
+}
+
+static void claims_note(struct qcow2_image *img, const struct seen_map *m, struct seen_map *claims,
+			uint64_t from, uint64_t to)
+{
+	for (uint64_t p = from; p < to; p++) {
+		const struct reclog_record *r = record_at(&img->reclog, p);
+
+		if ((r->type == RECLOG_L1 || r->type == RECLOG_RT) && r->value)
+			claim(claims, (r->value & QCOW2_L1_OFFSET_MASK) >> img->cluster_bits, UINT64_MAX);
+	}
+	for (uint64_t i = 0; i <= m->mask; i++) {
+		uint64_t word = m->slots[i].final.word, count, host = map_entry_hclusters(img, word, &count);
+
+		if (m->slots[i].gcluster && count && word & QCOW2_COPIED)
+			claim(claims, host, m->slots[i].gcluster - 1);
+	}
+}
+
+/* Whether the entries of the table in @words refer to something that the log has for something else. */
+static bool table_contradicts(struct qcow2_image *img, struct seen_map *claims, const be64_t *words,
+			      uint64_t gcluster)
+{
+	unsigned step_words = img->extended_l2 ? 2 : 1;
+
+	for (uint64_t i = 0; i < (uint64_t)1 << img->l2_bits; i++, gcluster++) {
+		uint64_t count, first = map_entry_hclusters(img, be64_get(words[i * step_words]), &count);
+
+		while (count--) {
+			const struct seen *seen = seen_find(claims, first + count);
+
+			if (seen->gcluster && seen->final.word != gcluster)
+				return true;
+		}
+	}
+	return false;
+}
+
+/*
+ * While nobody held the image's locks, somebody may have taken a cluster that only the log knows to be in use,
+ * or shared a table with a snapshot: then nothing of the log can be applied. -ESTALE.
+ */
+static int others_check(struct qcow2_image *img, const struct seen_map *m, struct seen_map *claims)
+{
+	be64_t *words = aligned_alloc(4096, align_up(img->cluster_bytes, 4096));
+	int ret = words ? 0 : -ENOMEM;
+
+	for (uint64_t i = 0; !ret && i <= claims->mask; i++)
+		if (claims->slots[i].gcluster && claims->slots[i].final.word != UINT64_MAX &&
+		    metaset_has(&img->metaset, claims->slots[i].gcluster - 1))
+			ret = -ESTALE;
+	for (uint64_t i = 0; !ret && i <= m->mask; i++) {
+		uint64_t entry = m->slots[i].gcluster ? table_get(&img->l1, (m->slots[i].gcluster - 1) >> img->l2_bits)
+						      : QCOW2_COPIED;
+
+		if (!(entry & QCOW2_COPIED) &&
+		    refcount_read(img, (entry & QCOW2_L1_OFFSET_MASK) >> img->cluster_bits) > 1)
+			ret = -ESTALE;
+	}
+	for (uint64_t i = 0; !ret && i < img->l1.entries; i++) {
+		uint64_t entry = table_get(&img->l1, i), hoff = entry & QCOW2_L1_OFFSET_MASK;
+
+		if (!hoff || entry & L1_BROKEN)
+			continue;
+		ret = storage_pread(img->st, hoff, words, img->cluster_bytes);
+		if (!ret && table_contradicts(img, claims, words, i << img->l2_bits))
+			ret = -ESTALE;
+	}
+	free(words);
+	return ret;
+}
+
 static int replay_records(struct qcow2_image *img, struct seen_map *m, struct seen_map *counts,
-			  uint64_t from, uint64_t to)
+			  struct seen_map *claims, uint64_t from, uint64_t to)
 {
 	int ret = 0;
 
@@ -564,14 +645,18 @@ static int replay_records(struct qcow2_image *img, struct seen_map *m, struct se
 	for (uint64_t p = from; !ret && p < to; p++)
 		if (record_at(&img->reclog, p)->type == RECLOG_L2)
 			ret = note_l2(img, m, p);
+	if (!ret && claims->slots) {
+		claims_note(img, m, claims, from, to);
+		ret = others_check(img, m, claims);
+	}
 	return ret ? ret : apply_l2(img, m);
 }
 
-int reclog_replay(struct qcow2_image *img, struct error *err)
+int reclog_replay(struct qcow2_image *img, bool lapsed, struct error *err)
 {
 	struct reclog *log = &img->reclog;
 	uint64_t to = log->head, from = atomic_load(&log->header->tail), clusters = 0, counted = 0;
-	struct seen_map m = {0}, counts = {0};
+	struct seen_map m = {0}, counts = {0}, claims = {0};
 	int ret = 0, sync_failed;
 
 	for (uint64_t p = from; !ret && p < to; p++) {
@@ -581,17 +666,20 @@ int reclog_replay(struct qcow2_image *img, struct error *err)
 	}
 	if (ret)
 		return error_set(err, ret, "the recovery log is damaged: it is not applied");
-	if (seen_map_init(&m, clusters) || seen_map_init(&counts, counted)) {
+	if (seen_map_init(&m, clusters) || seen_map_init(&counts, counted) ||
+	    (lapsed && seen_map_init(&claims, clusters + (to - from)))) {
 		free(m.slots);
 		free(counts.slots);
+		free(claims.slots);
 		return error_set(err, -ENOMEM, "no memory to replay the recovery log");
 	}
 	log->replaying = true;
 	/* Rule 6 goes on: nothing becomes durable, and the log keeps what it has. */
 	sync_failed = -(int)atomic_load(&log->header->sync_failed);
 	img->wb.sync_failed = sync_failed;
-	ret = replay_records(img, &m, &counts, from, to);
+	ret = replay_records(img, &m, &counts, &claims, from, to);
 	free(counts.slots);
+	free(claims.slots);
 	if (!ret && !sync_failed)
 		ret = writeback_run(img);
 	log->replaying = false;

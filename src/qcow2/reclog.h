@@ -82,9 +82,10 @@ void *reclog_extra(const struct reclog *log, uint64_t *bytes);
 
 /*
  * Applies what is in the log, and makes it durable. With no loop, before any I/O of a guest. An error
- * leaves the log as it is; the image then must not be served.
+ * leaves the log as it is; the image then must not be served. With @lapsed the image's locks were not held all
+ * the time: then it is looked for what others have done to it, which reads all L2 tables (rule 18).
  */
-int reclog_replay(struct qcow2_image *img, struct error *err) must_check;
+int reclog_replay(struct qcow2_image *img, bool lapsed, struct error *err) must_check;
 
 /* Records for @clusters guest clusters that are to be linked or unlinked, with what may go with them. */
 uint64_t reclog_need(const struct qcow2_image *img, uint64_t clusters);

@@ -2,12 +2,12 @@
 /*
  * Proves of the engine what the simulation's disk cannot show: on a device, whose end does not move,
  * every cluster can be used, those behind the refcount table's reach included; a replayed log frees
- * once what it unlinked once; of two syncs at the same time none succeeds after the other failed; what
- * a broken image's entries led past the end of the file is not cut off again; an L2 table that a snapshot
- * shares can be copied while it is being read; a DISCARD that needs room gets what is being freed; two
- * changes of the header that are made at the same time are both there; a disk in use can grow any number of
- * times; an operation that is under way is over before the image is closed; and
- * clusters that may belong to a feature which is not known are not taken for leaks.
+ * once what it unlinked once, and is refused where others have used the image; of two syncs at the same time
+ * none succeeds after the other failed; what a broken image's entries led past the end of the file is not cut
+ * off again; an L2 table that a snapshot shares can be copied while it is being read; a DISCARD that needs
+ * room gets what is being freed; two changes of the header that are made at the same time are both there; a
+ * disk in use can grow any number of times; an operation that is under way is over before the image is
+ * closed; and clusters that may belong to a feature which is not known are not taken for leaks.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -299,6 +299,63 @@ static void test_replay_frees_once(void **state)
 	assert_int_equal(img->corruption_reports, 0);
 	assert_int_equal(request(BLK_WRITE, 0, 8192, 4096), 0);
 	assert_int_equal(stop(), 0);
+	assert_sound();
+	memory_destroy(&then);
+}
+
+/* Opens the image with a log that was left, when its locks had not been held for some time. */
+static int recover_lapsed(struct qcow2_options *opts, const uint8_t *log)
+{
+	static _Alignas(4096) uint8_t again[LOG_BYTES];
+	int ret;
+
+	memcpy(again, log, sizeof(again));
+	opts->log_base = again;
+	opts->log_recover = opts->log_lapsed = true;
+	ret = qcow2_open(&img, &disk.st, opts, &error);
+	return ret ? ret : qcow2_close(img, &error);
+}
+
+/* Killed with a cluster linked in the log alone; then somebody else takes that cluster, or a snapshot. */
+static void test_what_others_did_is_seen(void **state)
+{
+	static _Alignas(4096) uint8_t log[LOG_BYTES], left[LOG_BYTES];
+	struct qcow2_options plain = {.no_lock = true}, opts = plain;
+	static struct memory then;
+
+	opts.log_base = log;
+	opts.log_bytes = LOG_BYTES;
+	opts.log_identity = "test";
+	opts.log_identity_bytes = 4;
+	create(4096, 16, MiB);
+	start(&opts);
+	assert_int_equal(request(BLK_WRITE, 0, 0, 4096), 0);
+	assert_int_equal(request(BLK_FLUSH, 0, 0, 0), 0);
+	memset(buffer, 'l', 4096);
+	assert_int_equal(request(BLK_WRITE, 0, 4096, 4096), 0);
+	memory_init(&then);
+	memory_copy(&then, &disk);
+	memcpy(left, log, sizeof(left));
+	assert_int_equal(stop(), 0);
+
+	memory_copy(&disk, &then);
+	assert_int_equal(recover_lapsed(&opts, left), 0);
+	assert_sound();
+
+	memory_copy(&disk, &then);
+	start(&plain);
+	/* the first is at the end of the file, the next ones where there is room */
+	for (unsigned i = 2; i < 10; i++)
+		assert_int_equal(request(BLK_WRITE, 0, i * 4096, 4096), 0);
+	assert_int_equal(stop(), 0);
+	assert_int_equal(recover_lapsed(&opts, left), -ESTALE);
+	assert_sound();
+
+	memory_copy(&disk, &then);
+	assert_int_equal(qcow2_open(&img, &disk.st, &plain, &error), 0);
+	assert_int_equal(qcow2_snapshot_create(img, "s", NULL, &error), 0);
+	assert_int_equal(qcow2_close(img, &error), 0);
+	assert_int_equal(recover_lapsed(&opts, left), -ESTALE);
 	assert_sound();
 	memory_destroy(&then);
 }
@@ -619,6 +676,7 @@ int main(void)
 		cmocka_unit_test(test_device_is_used_to_its_end),
 		cmocka_unit_test(test_refcount_table_grows_on_a_device),
 		cmocka_unit_test(test_replay_frees_once),
+		cmocka_unit_test(test_what_others_did_is_seen),
 		cmocka_unit_test(test_no_sync_hides_another_ones_error),
 		cmocka_unit_test(test_nothing_past_the_end_is_cut_off),
 		cmocka_unit_test(test_a_shared_table_is_read_while_it_is_copied),

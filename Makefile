@@ -203,12 +203,14 @@ check-layers: ## fail if a file includes a header of a layer above its own
 	@tests/style/layers
 
 # ---- the benchmark: see bench/run and docs/performance.md ----
-# T: rows or levels (T=1-randread-4k); BENCH=full: all rows, more rounds
+# T: rows or levels (T=1-randread-4k); BENCH=full: all rows and contenders, more rounds; ROUNDS=n;
+# DOCS=1: the table goes into docs/performance.md as well
 .PHONY: bench
 bench: ## measure this program and others side by side (BENCH=full: for an hour); table and chart in build/bench
 	@packaging/install-deps.sh build bench
-	@+$(MAKE) --no-print-directory -j$$(nproc) all
-	@BUILD=$(BUILD) bench/run $(if $(filter full,$(BENCH)),--full) $(T)
+	@+$(MAKE) --no-print-directory -j$$(nproc) all $(BUILD)/tests/budget/budget
+	@BUILD=$(BUILD) bench/run $(if $(filter full,$(BENCH)),--full) $(ROUNDS:%=--rounds %) \
+		$(if $(DOCS),--docs docs/performance.md) $(T)
 
 # ---- the rest ----
 .PHONY: demo

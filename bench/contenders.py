@@ -8,11 +8,12 @@ import os
 import re
 import resource
 import signal
+import stat
 import subprocess
 import tempfile
 import time
 
-from images import run
+from images import key_of, key_words, run
 
 WAIT_S = 30
 
@@ -50,7 +51,7 @@ class Engine:
         words += ["--pattern", "random"] if w.random else ["-S", w.step or w.bs]
         words += ["--flush-interval", w.flush] if w.flush else []
         words += ["--cache-size", w.cache] if w.cache and not self.raw else []
-        got = json.loads(run(self.env.program, *words, path))
+        got = json.loads(run(self.env.program, *words, *key_words(path), path))
         kind = got["writes"] if w.rw == "write" else got["reads"]
         requests = got["reads"]["count"] + got["writes"]["count"]
         median = kind["latency_median_ns"] + (got["flushes"]["latency_median_ns"] if w.flush == 1 else 0)
@@ -61,7 +62,8 @@ class Engine:
 
 
 class QemuImg:
-    """`qemu-img bench`. It counts requests, not time: the first run finds out how many."""
+    """`qemu-img bench`. It counts requests, not time: the first run finds out how many. Of encrypted images
+    it cannot be told the passphrase."""
 
     def __init__(self, env, aio="io_uring", cache="none"):
         self.aio, self.cache, self.raw, self.rates = aio, cache, False, {}
@@ -130,7 +132,7 @@ def fio(name, w, seconds, size=0, direct=True, engine=("--ioengine=io_uring", "-
 def discard_all(name):
     """Seconds that it takes."""
     begun = time.monotonic()
-    if name.startswith("/dev/"):
+    if stat.S_ISBLK(os.stat(name).st_mode):
         run("blkdiscard", name)
     else:
         run("fallocate", "--punch-hole", "--offset", 0, "--length", os.path.getsize(name), name)
@@ -215,7 +217,7 @@ class Attached(Served):
     @contextlib.contextmanager
     def serve(self, path):
         words = [self.env.program, "add", "--foreground", "--target", self.target, *self.options]
-        words += ["--size", os.path.getsize(path)] if self.target == "null" else [path]
+        words += ["--size", os.path.getsize(path)] if self.target == "null" else [*key_words(path), path]
         with process(words, self.env.variables, pipe=True) as proc:
             self.proc = proc
             device = proc.stdout.readline().strip()
@@ -238,6 +240,11 @@ class KernelLoop(Served):
             run("losetup", "-d", device)
 
 
+def secret_words(path):
+    """What QEMU's programs are told of an encrypted image's passphrase."""
+    return ["--object", f"secret,id=key,file={key_of(path)}"] if key_of(path) else []
+
+
 class QsdFuse(Served):
     """qemu-storage-daemon's FUSE export."""
 
@@ -246,9 +253,10 @@ class QsdFuse(Served):
         mount = path + ".fuse"
         with open(mount, "w", encoding="ascii"):
             pass
-        words = ["qemu-storage-daemon", "--blockdev",
+        words = ["qemu-storage-daemon", *secret_words(path), "--blockdev",
                  f"driver=file,node-name=f,filename={path},cache.direct=on,aio=io_uring",
-                 "--blockdev", "driver=qcow2,node-name=q,file=f",
+                 "--blockdev", "driver=qcow2,node-name=q,file=f" + (",encrypt.format=luks,encrypt.key-secret=key"
+                                                                    if key_of(path) else ""),
                  "--export", f"type=fuse,id=e,node-name=q,mountpoint={mount},writable=on"]
         try:
             with process(words) as proc:
@@ -264,8 +272,11 @@ class QemuNbdSocket(Served):
     @contextlib.contextmanager
     def serve(self, path):
         socket = path + ".sock"
-        words = ["qemu-nbd", "-k", socket, "-f", "qcow2", "--cache=none", "--aio=io_uring", "--persistent",
-                 "--shared=8", path]
+        image = ["-f", "qcow2", path]
+        if key_of(path):
+            image = [*secret_words(path), "--image-opts",
+                     f"driver=qcow2,encrypt.format=luks,encrypt.key-secret=key,file.filename={path}"]
+        words = ["qemu-nbd", "-k", socket, "--cache=none", "--aio=io_uring", "--persistent", "--shared=8", *image]
         with process(words) as proc:
             wait_until(lambda: os.path.exists(socket) or proc.poll() is not None, socket)
             yield {"name": "", "size": self.env.size_mib << 20,

@@ -63,6 +63,23 @@ def chain(path, length, size_mib):
             name)
 
 
+def key_of(path):
+    """The file with an encrypted image's passphrase; None: it is not encrypted."""
+    return path + ".key" if os.path.exists(path + ".key") else None
+
+
+def key_words(path):
+    """What this program's commands are told of it."""
+    return ["--key-file", key_of(path)] if key_of(path) else []
+
+
+def luks(path, size_mib):
+    with open(path + ".key", "w", encoding="ascii") as out:
+        out.write("of the benchmark alone")
+    with_content(raw, path, size_mib, "--object", f"secret,id=key,file={path}.key", "-o",
+                 "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10")
+
+
 def snapshot(path, size_mib):
     with_content(raw, path, size_mib)
     run("qemu-img", "snapshot", "-c", "one", path)
@@ -85,6 +102,7 @@ MAKERS = {
     "chain-8": lambda path, mib: chain(path, 8, mib),
     "chain-64": lambda path, mib: chain(path, 64, mib),
     "snapshot": snapshot,
+    "luks": luks,
     "1t": lambda path, mib: create(path, 1 << 20, "preallocation=metadata"),
 }
 
@@ -103,7 +121,7 @@ class Images:
                 os.unlink(path)
             MAKERS[kind](path, self.size_mib)
             if not kind.startswith("raw") and kind not in self.made:
-                run(self.program, "bench", "-c", 1, path)
+                run(self.program, "bench", "-c", 1, *key_words(path), path)
             self.made.add(kind)
         return path
 

@@ -7,7 +7,8 @@ Row(name, level, what, workload, contenders, goals, ...):
   workload    W(rw, bs, depth, ...), see below
   contenders  names in contenders.py, each optionally followed by ":KIND", the image it works on;
               by default the row's image, or "raw" for those that serve a raw file
-  goals       (A, B, ratio): the rate of A is to be at least ratio times that of B, median over the rounds
+  goals       (A, B, ratio): the rate of A is to be at least ratio times that of B, median over the rounds;
+              ratio None: shown, nothing is asked
   medium      "tmpfs" or "disk"
   full        only with BENCH=full
 """
@@ -50,6 +51,7 @@ ODD_CLUSTERS = 65536 * 2731
 ODD_BLOCKS = 4096 * 33331
 
 ENGINE = ("engine", "engine-raw", "fio-raw", "qemu-img", "qemu-img-threads")
+EMPTY = ("engine", "engine-raw", "fio-raw")
 FUSE = ("fuse-file", "fuse-loop", "fuse-raw-file", "fuse-raw-loop", "fuse-null-file", "qsd-fuse",
         "qemu-nbd-socket", "kernel-loop")
 UBLK = ("ublk", "ublk-raw", "ublk-null", "qemu-nbd", "kernel-loop")
@@ -75,6 +77,12 @@ ROWS = [
         ("engine", "engine-raw", "fio-raw"), (("engine", "engine-raw", 0.95),), full=True),
     Row("1-rw-512k", 1, "mapped 512k random, half reads half writes", W("mix", 512 * KIB),
         ("engine", "engine-raw", "fio-raw"), (("engine", "engine-raw", 0.95),), full=True),
+    Row("1-randrw-4k-empty", 1, "4k random on an empty image, half reads half writes", W("mix"),
+        EMPTY, (("engine", "engine-raw", 0.5),), image="empty", fresh=True, full=True),
+    Row("1-rw-64k-empty", 1, "64k random on an empty image, half reads half writes", W("mix", 64 * KIB),
+        EMPTY, (("engine", "engine-raw", 0.5),), image="empty", fresh=True, full=True),
+    Row("1-rw-512k-empty", 1, "512k random on an empty image, half reads half writes", W("mix", 512 * KIB),
+        EMPTY, (("engine", "engine-raw", 0.5),), image="empty", fresh=True, full=True),
     Row("1-seqread-1m", 1, "mapped 1M sequential read, depth 16",
         W(bs=MIB, depth=16, random=False), ENGINE[:4], (("engine", "engine-raw", 0.9),), full=True),
     Row("1-seqwrite-1m-empty", 1, "1M sequential write to an empty image, depth 16",
@@ -111,12 +119,25 @@ ROWS = [
         ("engine", "engine:chain-1", "qemu-img"), (("engine", "engine:chain-1", 0.9),), image="chain-64"),
     Row("1-deflate-seq", 1, "4k sequential read, compressed with deflate", W(random=False, depth=16),
         ("engine", "qemu-img"), (("engine", "qemu-img", 5),), image="deflate"),
+    Row("1-deflate-seq-64k", 1, "64k sequential read, compressed with deflate",
+        W(bs=64 * KIB, random=False, depth=16), ("engine", "qemu-img"), (("engine", "qemu-img", 1.6),),
+        image="deflate"),
     Row("1-deflate-rand", 1, "64k random read, compressed with deflate", W(bs=64 * KIB, depth=16),
         ("engine", "qemu-img"), (("engine", "qemu-img", 1.6),), image="deflate"),
     Row("1-zstd-seq", 1, "4k sequential read, compressed with zstd", W(random=False, depth=16),
         ("engine", "qemu-img"), (("engine", "qemu-img", 5),), image="zstd", full=True),
+    Row("1-zstd-seq-64k", 1, "64k sequential read, compressed with zstd",
+        W(bs=64 * KIB, random=False, depth=16), ("engine", "qemu-img"), (("engine", "qemu-img", 1.0),),
+        image="zstd"),
     Row("1-zstd-rand", 1, "64k random read, compressed with zstd", W(bs=64 * KIB, depth=16),
         ("engine", "qemu-img"), (("engine", "qemu-img", 1.0),), image="zstd"),
+    Row("1-luks-randread", 1, "mapped 4k random read, encrypted with LUKS", W(),
+        ("engine", "engine:mapped"), (("engine", "engine:mapped", None),), image="luks"),
+    Row("1-luks-randwrite", 1, "mapped 4k random write, encrypted with LUKS", W("write"),
+        ("engine", "engine:mapped"), (("engine", "engine:mapped", None),), image="luks"),
+    Row("1-luks-rw-512k", 1, "mapped 512k random, half reads half writes, encrypted with LUKS",
+        W("mix", 512 * KIB, 16), ("engine", "engine:mapped"), (("engine", "engine:mapped", None),),
+        image="luks", full=True),
     Row("1-snapshot-write", 1, "4k write to each cluster after a snapshot (copy on write)",
         W("write", count=4096, step=ODD_CLUSTERS, random=False), ("engine", "qemu-img"),
         (("engine", "qemu-img", 1.0),), image="snapshot", fresh=True),
@@ -131,14 +152,23 @@ ROWS = [
         (("fuse-file", "qsd-fuse", 2), ("fuse-file", "qemu-nbd-socket", 1), ("fuse-file", "fuse-raw-file", 0.95))),
     Row("2-randrw-4k", 2, "mapped 4k random, half reads half writes", W("mix"), FUSE,
         (("fuse-file", "qsd-fuse", 2),), full=True),
+    Row("2-latency-4k", 2, "mapped 4k random read, depth 1 (median latency)", W(depth=1),
+        ("fuse-file", "fuse-raw-file", "qsd-fuse", "qemu-nbd-socket"),
+        (("fuse-file", "qsd-fuse", 1), ("fuse-file", "fuse-raw-file", 0.95)), metric="median_us", full=True),
+    Row("2-rw-64k", 2, "mapped 64k random, half reads half writes", W("mix", 64 * KIB, 16), FUSE,
+        (("fuse-file", "qsd-fuse", 1), ("fuse-file", "fuse-raw-file", 0.95)), full=True),
     Row("2-rw-512k", 2, "mapped 512k random, half reads half writes", W("mix", 512 * KIB, 16), FUSE,
         (("fuse-file", "fuse-raw-file", 0.95),), full=True),
     Row("2-randwrite-4k-empty", 2, "4k random write to an empty image, depth 64", W("write"),
         ("fuse-file", "qsd-fuse", "qemu-nbd-socket"), (("fuse-file", "qsd-fuse", 2),), image="empty",
         fresh=True),
+    Row("2-luks-randread", 2, "mapped 4k random read, encrypted with LUKS", W(),
+        ("fuse-file", "qsd-fuse", "qemu-nbd-socket"), (("fuse-file", "qsd-fuse", 1),), image="luks"),
+    Row("2-luks-randwrite", 2, "mapped 4k random write, encrypted with LUKS", W("write"),
+        ("fuse-file", "qsd-fuse", "qemu-nbd-socket"), (("fuse-file", "qsd-fuse", 1),), image="luks"),
     Row("2-discard", 2, "discard of everything, mapped (whole discards in a second)", W("discard"),
         ("fuse-file", "fuse-loop", "qsd-fuse", "kernel-loop"), (("fuse-file", "qsd-fuse", 1),), fresh=True,
-        full=True),
+        size_mib=256),
 
     # ---- 3: ublk, in a guest kernel ----
     Row("3-randread-4k", 3, "mapped 4k random read, depth 64", W(), UBLK,
@@ -152,4 +182,21 @@ ROWS = [
     Row("3-randwrite-4k-empty", 3, "4k random write to an empty image, depth 64", W("write"),
         ("ublk", "ublk:mapped", "ublk-raw", "qemu-nbd"),
         (("ublk", "ublk:mapped", 0.5), ("ublk", "qemu-nbd", 10)), image="empty", fresh=True, size_mib=256),
+    Row("3-rw-64k", 3, "mapped 64k random, half reads half writes", W("mix", 64 * KIB), UBLK,
+        (("ublk", "ublk-raw", 0.95),), size_mib=256, full=True),
+    Row("3-rw-64k-empty", 3, "64k random on an empty image, half reads half writes", W("mix", 64 * KIB),
+        ("ublk", "ublk-raw", "qemu-nbd"), (("ublk", "qemu-nbd", 6),), image="empty", fresh=True, size_mib=256,
+        full=True),
+    Row("3-rw-512k-empty", 3, "512k random on an empty image, half reads half writes",
+        W("mix", 512 * KIB), ("ublk", "ublk-raw", "qemu-nbd"), (("ublk", "qemu-nbd", 6),), image="empty",
+        fresh=True, size_mib=256, full=True),
+    Row("3-seqwrite-1m-empty", 3, "1M sequential write to an empty image, depth 16",
+        W("write", MIB, 16, False, count=256), ("ublk", "ublk-raw", "qemu-nbd"),
+        (("ublk", "ublk-raw", 0.9),), image="empty", fresh=True, size_mib=256, full=True),
+    Row("3-latency-4k", 3, "mapped 4k random read, depth 1 (median latency)", W(depth=1),
+        ("ublk", "ublk-raw", "ublk-null", "qemu-nbd"), (("ublk", "ublk-raw", 0.95), ("ublk", "qemu-nbd", 1)),
+        size_mib=256, metric="median_us", full=True),
+    Row("3-discard", 3, "discard of everything, mapped (whole discards in a second)", W("discard"),
+        ("ublk", "ublk-raw", "qemu-nbd", "kernel-loop"), (("ublk", "qemu-nbd", 1),), fresh=True, size_mib=256,
+        full=True),
 ]

@@ -14,7 +14,7 @@ build=(gcc libc6-dev pkg-config liburing-dev libfuse3-dev libjansson-dev
 demo=(qemu-utils e2fsprogs fuse3 mount util-linux diffutils findutils)
 test=(qemu-utils e2fsprogs fuse3 mount util-linux diffutils findutils
 	libcmocka-dev fio xfsprogs kmod procps iproute2 jq valgrind attr udev git)
-bench=(qemu-utils qemu-system-common fio fuse3 mount util-linux python3)
+bench=(qemu-utils qemu-system-common fio fuse3 mount util-linux python3 valgrind strace)
 # beside those of the tests; tests/workloads/README.md
 workloads=(linux-source xz-utils flex bison bc postgresql)
 # the virtual machine, for hosts without ublk (amd64 only)

@@ -2,10 +2,12 @@
 /*
  * fixed.c: requests whose payload lies in a registered buffer, where nobody here can look at it.
  *
- * A read whose clusters hold data as it is, or zeros, and a write in place go between storage and that
- * buffer, extent by extent, all parts in flight at once. Whatever else there is to do has to see the bytes:
- * the request then gets memory, and is done once more from its start. That is harmless, as what was read
- * is read again, and what was written is what is to be written.
+ * A read whose clusters hold data as it is, or zeros, goes between storage and that buffer, extent by
+ * extent, all parts in flight at once. So does a write (write.c), in place or to new clusters, with what
+ * fills these in writes of its own beside it. Here are the writes of an image that compresses: those in
+ * place. Whatever else there is to do has to see the bytes: the request then gets memory, and is done once
+ * more from its start. That is harmless, as what was read is read again, and what was written is what is to
+ * be written.
  *
  * Invariant: while a request waits for memory it is in no epoch and holds no lock (see blk.h).
  */

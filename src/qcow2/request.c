@@ -126,10 +126,16 @@ void part_add_zeros(struct part *part, uint64_t len_bytes)
 void part_add_payload(struct part *part, const struct payload *payload, uint64_t goff,
 		      uint64_t len_bytes)
 {
-	if (!payload->buf)
+	if (!payload->buf) {
 		part_add_zeros(part, len_bytes);
-	else
+	} else if (payload->buf->base) {
 		part_add_memory(part, (uint8_t *)payload->buf->base + (goff - payload->goff), len_bytes);
+	} else {
+		assert(!part->io.iovcnt && !part->crypto);
+		part->io.buf = *payload->buf;
+		part->io.buf.fixed_offset += goff - payload->goff;
+		part->io.len_bytes = len_bytes;
+	}
 }
 
 /* ---- lookups ---- */
@@ -306,12 +312,18 @@ static int fua_sync_on_meta(void *arg)
 	return storage_sync(((struct qcow2_image *)arg)->st);
 }
 
+/* Whether a WRITE can do without its bytes wherever they go: see part_add_payload(). */
+static bool writes_unseen(const struct request *r)
+{
+	return r->op == BLK_WRITE && !payload_is_hidden(r) && !r->q->img->pack.on;
+}
+
 /* A READ or WRITE: without the bytes, if that is possible. */
 static int run_transfer(struct request *r)
 {
 	int ret = REQUEST_NEEDS_MEMORY;
 
-	if (blk_request_registered(r->req)) {
+	if (blk_request_registered(r->req) && !writes_unseen(r)) {
 		if (!payload_is_hidden(r))
 			ret = request_fixed(r);
 		if (ret == REQUEST_NEEDS_MEMORY && !(ret = request_memory(r)))

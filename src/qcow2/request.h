@@ -54,7 +54,7 @@ struct request {
 	struct part parts[REQUEST_PARTS];
 };
 
-/* The payload of a write: a request's buffer, or zeros. */
+/* The payload of a write: a request's buffer, in memory or registered, or zeros. */
 struct payload {
 	const struct blk_buf *buf; /* NULL: zeros */
 	uint64_t goff;		   /* that the buffer's first byte is for */
@@ -71,7 +71,10 @@ int parts_wait(struct request *r);
 /* Of storage_io.complete: decrypts what was read, and calls part->finish(). */
 void part_io_complete(struct storage_io *io, int ret);
 
-/* Appends @len_bytes of zeros, or of payload from guest offset @goff, to a part's vector. */
+/*
+ * Appends @len_bytes of zeros, or of payload from guest offset @goff, to a part's vector. A payload in a
+ * registered buffer cannot stand beside anything else: it is all of its part.
+ */
 void part_add_memory(struct part *part, void *base, uint64_t len_bytes); /* len may be 0 */
 void part_add_zeros(struct part *part, uint64_t len_bytes);
 void part_add_payload(struct part *part, const struct payload *payload, uint64_t goff,
@@ -91,8 +94,9 @@ int request_zero(struct request *r);    /* WRITE_ZEROES */
 int request_discard(struct request *r); /* DISCARD */
 
 /*
- * A READ or WRITE whose payload lies in a registered buffer, as far as that goes; REQUEST_NEEDS_MEMORY where
- * its bytes have to be seen. request_memory() then makes it one with its payload in memory.
+ * A READ or WRITE whose payload lies in a registered buffer, as far as that goes without allocating;
+ * REQUEST_NEEDS_MEMORY where its bytes have to be seen. request_memory() then makes it one with its payload
+ * in memory.
  */
 #define REQUEST_NEEDS_MEMORY 2
 int request_fixed(struct request *r);

@@ -377,26 +377,76 @@ static int round_link(void *arg)
 
 /* ---- on the queue ---- */
 
-/* One write: payload alone where the rest reads right already, else with zeros around it. */
+/* What goes before and behind a payload: memory, or zeros. */
+struct around {
+	void *base; /* NULL: zeros */
+	uint64_t len_bytes;
+	uint64_t moved_from; /* where a copy comes from; for a mutant */
+};
+
+static void part_add_around(struct part *part, const struct around *a)
+{
+	if (a->base)
+		part_add_memory(part, a->base, a->len_bytes);
+	else
+		part_add_zeros(part, a->len_bytes);
+}
+
+static struct part *part_begin(struct request *r, uint64_t hoff)
+{
+	struct part *part = part_get(r);
+
+	part->io.op = STORAGE_WRITE;
+	part->io.offset_bytes = hoff;
+	return part;
+}
+
+/*
+ * Writes payload [@from, @to) and what is around it to @hoff: as one, or a payload that is in a registered
+ * buffer by itself, with up to two writes beside it.
+ */
+static void write_around(struct request *r, uint64_t hoff, const struct around *head,
+			 const struct payload *payload, uint64_t from, uint64_t to,
+			 const struct around *tail)
+{
+	bool alone = payload->buf && !payload->buf->base;
+	struct part *part = part_begin(r, hoff);
+
+	if (mutant(MUTANT_COPY_KEEPS_TWEAK))
+		part->goff = head->moved_from;
+	part_add_around(part, head);
+	hoff += head->len_bytes;
+	if (alone && head->len_bytes) {
+		part_submit(part);
+		part = part_begin(r, hoff);
+	}
+	part_add_payload(part, payload, from, to - from);
+	if (alone && tail->len_bytes) {
+		part_submit(part);
+		part = part_begin(r, hoff + (to - from));
+	}
+	part_add_around(part, tail);
+	part_submit(part);
+}
+
+/* Payload alone where the rest reads right already, else with zeros around it. */
 static void segment_write(struct request *r, const struct round *round, const struct segment *seg,
 			  const struct payload *payload)
 {
 	unsigned bits = round->img->cluster_bits;
 	uint64_t start = seg->gcluster << bits, end = (seg->gcluster + seg->clusters) << bits;
 	bool fill = seg->kind == SEGMENT_REUSE || (seg->kind == SEGMENT_NEW && !seg->zeroed);
-	struct part *part = part_get(r);
+	struct around head = {0}, tail = {0};
 	uint64_t from, to;
 
 	segment_payload(round, seg, &from, &to);
 	end = max_of(to, min_of(end, image_data_end(round->img)));
-	part->io.op = STORAGE_WRITE;
-	part->io.offset_bytes = (seg->hcluster << bits) + (fill ? 0 : from - start);
-	if (fill)
-		part_add_zeros(part, from - start);
-	part_add_payload(part, payload, from, to - from);
-	if (fill)
-		part_add_zeros(part, end - to);
-	part_submit(part);
+	if (fill) {
+		head.len_bytes = from - start;
+		tail.len_bytes = end - to;
+	}
+	write_around(r, (seg->hcluster << bits) + (from - start) - head.len_bytes, &head, payload, from, to,
+		     &tail);
 }
 
 /* Whether the payload covers all that anybody can read of the segment. */
@@ -419,26 +469,20 @@ static int segment_copy(struct request *r, const struct round *round, const stru
 	unsigned bits = round->img->cluster_bits;
 	uint64_t start = seg->gcluster << bits, end = start + round->img->cluster_bytes, from, to;
 	uint8_t *buf = r->q->copy_buf;
-	struct part *part;
+	struct around head, tail;
 	int ret = 0;
 
 	segment_payload(round, seg, &from, &to);
 	end = max_of(to, min_of(end, image_data_end(round->img)));
+	head = (struct around){buf, from - start, seg->old.word & QCOW2_L2_OFFSET_MASK};
+	tail = (struct around){buf + (to - start), end - to, 0};
 	co_lock(&r->q->copy_lock);
 	if (from > start)
 		ret = read_range(r, start, from - start, buf);
 	if (!ret && to < end)
 		ret = read_range(r, to, end - to, buf + (to - start));
 	if (!ret) {
-		part = part_get(r);
-		part->io.op = STORAGE_WRITE;
-		if (mutant(MUTANT_COPY_KEEPS_TWEAK))
-			part->goff = seg->old.word & QCOW2_L2_OFFSET_MASK;
-		part->io.offset_bytes = seg->hcluster << bits;
-		part_add_memory(part, buf, from - start);
-		part_add_payload(part, payload, from, to - from);
-		part_add_memory(part, buf + (to - start), end - to);
-		part_submit(part);
+		write_around(r, seg->hcluster << bits, &head, payload, from, to, &tail);
 		ret = parts_wait(r);
 	}
 	co_unlock(&r->q->copy_lock);
@@ -455,7 +499,7 @@ static int segment_sub(struct request *r, const struct round *round, const struc
 	unsigned bits = round->img->subcluster_bits;
 	uint64_t start = seg->gcluster << round->img->cluster_bits, from, to, first, end;
 	uint8_t *buf = r->q->copy_buf;
-	struct part *part;
+	struct around head, tail;
 	int ret = 0;
 
 	segment_payload(round, seg, &from, &to);
@@ -470,14 +514,11 @@ static int segment_sub(struct request *r, const struct round *round, const struc
 		ret = read_range(r, first, from - first, buf);
 	if (!ret && to < end)
 		ret = read_range(r, to, end - to, buf + (to - start));
+	head = (struct around){buf, from - first, 0};
+	tail = (struct around){buf + (to - start), end - to, 0};
 	if (!ret) {
-		part = part_get(r);
-		part->io.op = STORAGE_WRITE;
-		part->io.offset_bytes = (seg->hcluster << round->img->cluster_bits) + (first - start);
-		part_add_memory(part, buf, from - first);
-		part_add_payload(part, payload, from, to - from);
-		part_add_memory(part, buf + (to - start), end - to);
-		part_submit(part);
+		write_around(r, (seg->hcluster << round->img->cluster_bits) + (first - start), &head, payload,
+			     from, to, &tail);
 		ret = parts_wait(r);
 	}
 	co_unlock(&r->q->copy_lock);

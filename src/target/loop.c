@@ -100,7 +100,7 @@ static int limits_fill(struct loop_target *lt, struct error *err)
 		.volatile_cache = !st->read_only,
 		.fua = !st->read_only,
 		.rotational = st->rotational,
-		.registered_buffers = !st->in_memory,
+		.registered_buffers = true,
 	};
 	return 0;
 }

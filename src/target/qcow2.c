@@ -129,7 +129,7 @@ static void limits_fill(struct qcow2_target *qt, const struct storage *st,
 		.volatile_cache = writable,
 		.fua = writable,
 		.rotational = st->rotational,
-		.registered_buffers = !st->in_memory && !qcow2_looks_at_data(qt->img),
+		.registered_buffers = !qcow2_looks_at_data(qt->img),
 	};
 	if (qt->target.limits.size_bytes != qcow2_size_bytes(qt->img))
 		log_warn("%s: the last %llu bytes are no whole block of %u and are left out", st->name,

@@ -193,6 +193,7 @@ void run_config_make(struct run_config *cfg, enum run_profile profile, uint64_t 
 		cfg->bitmaps = rng_range(&r, 1, BITS_MAX);
 	if (cfg->bitmaps && cfg->log_bytes)
 		cfg->log_bytes = 256 * KiB; /* the smallest has no room for what they need */
+	cfg->registered = rng_chance(&r, 40);
 }
 
 void run_config_resize(struct run_config *cfg)
@@ -253,6 +254,8 @@ void run_config_print(const struct run_config *cfg)
 	       run_profile_names[cfg->profile], cfg->seed, c->version, c->cluster_bytes,
 	       c->refcount_bits, c->size_bytes, c->preallocation,
 	       c->extended_l2 ? ", extended L2" : "", cfg->below_seed ? ", a backing file" : "");
+	if (cfg->registered)
+		printf("  payloads in registered buffers\n");
 	if (cfg->open.compress)
 		printf("  writes are compressed, %s\n", c->zstd ? "zstd" : "zlib");
 	printf("  on a %s with blocks of %u\n", cfg->device ? "block device" : "file",

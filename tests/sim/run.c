@@ -119,7 +119,7 @@ static void slot_submit(struct slot *s, enum blk_op op, unsigned flags, uint64_t
 	s->req.flags = flags;
 	s->req.offset_bytes = sector * SECTOR_BYTES;
 	s->req.len_bytes = sectors * SECTOR_BYTES;
-	s->req.buf.base = op == BLK_READ || op == BLK_WRITE ? s->mem : NULL;
+	slot_set_payload(s);
 	s->msg.fn = slot_start;
 	loop_post(r->queue_loops[s->queue], &s->msg);
 }
@@ -649,6 +649,7 @@ static void reissue_all(struct run *r)
 			r->inflight--;
 			continue;
 		}
+		slot_set_payload(s);
 		s->msg.fn = s->started ? slot_reissue : slot_start;
 		loop_post(r->queue_loops[s->queue], &s->msg);
 	}

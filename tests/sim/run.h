@@ -62,6 +62,7 @@ struct run_config {
 	unsigned reissue_percent; /* of requests in flight at a kill; the others fail */
 	bool close_inside; /* close in a coroutine, so that its I/O is scheduled like any other */
 	bool can_punch, no_zero;
+	bool registered; /* payloads lie in registered buffers, which a request has to ask for the bytes of */
 	unsigned max_sectors; /* of a request */
 	unsigned hot_percent; /* of requests go to a small part of the disk */
 	unsigned weight_write, weight_read, weight_flush, weight_discard, weight_zero;
@@ -100,6 +101,8 @@ struct slot {
 	unsigned queue;
 	struct blk_request req;
 	struct loop_msg msg;
+	struct loop_msg memory_msg; /* registered: the bytes come */
+	void (*memory_ready)(struct blk_request *req, int ret);
 	uint32_t number;
 	bool busy, started;
 	int ret;
@@ -145,6 +148,9 @@ struct run {
 	void (*on_complete)(struct run *r, struct slot *s);
 	void *arg;
 };
+
+/* Sets where the slot's payload lies, by the run's configuration; before it is submitted, also once more. */
+void slot_set_payload(struct slot *s);
 
 /*
  * Creates the image (or takes @origin's, if not NULL) and the model. What is below is called in this

@@ -88,12 +88,14 @@ static struct simfile *file_of(const struct sim_op *op)
 static void payload_walk(const struct storage_io *io, struct sim_op *op,
 			 void (*fn)(struct sim_op *op, uint64_t i, uint8_t *mem))
 {
-	struct iovec one = {io->buf.base, io->len_bytes};
+	/* of a registered buffer the offset is the address */
+	void *base = io->buf.base ? io->buf.base : (void *)(uintptr_t)io->buf.fixed_offset;
+	struct iovec one = {base, io->len_bytes};
 	const struct iovec *iov = io->iovcnt ? io->iov : &one;
 	unsigned count = io->iovcnt ? io->iovcnt : 1;
 	uint64_t i = 0;
 
-	assert(io->iovcnt || io->buf.base); /* no registered buffers here */
+	assert(io->iovcnt || base);
 	for (unsigned v = 0; v < count; v++) {
 		assert(is_aligned((uintptr_t)iov[v].iov_base, SECTOR_BYTES));
 		assert(is_aligned(iov[v].iov_len, file_of(op)->storage.block_bytes));
@@ -156,6 +158,8 @@ static void read_deliver(struct sim_op *op, uint64_t i, uint8_t *mem)
 
 	if (op->ret)
 		memset(mem, 0xee, SECTOR_BYTES);
+	else if (op->flags & STORAGE_FILL)
+		memset(mem, 0, SECTOR_BYTES);
 	else
 		memcpy(mem, rng_chance(&op->disk->rng, 50) ? now : op->data[i], SECTOR_BYTES);
 }

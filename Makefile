@@ -23,7 +23,7 @@ UNITDIR ?= $(PREFIX)/lib/systemd/system
 Q := $(if $(V),,@)
 say = $(if $(V),,@printf '  %-4s %s\n' $(1) $@)
 
-PKGS := liburing fuse3 jansson libdeflate zlib libzstd libgcrypt
+PKGS := liburing fuse3 jansson libdeflate zlib libzstd libgcrypt libseccomp
 CPPFLAGS += -D_GNU_SOURCE -Isrc -Iinclude -I$(BUILD)/gen $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 CFLAGS += -std=gnu17 -O2 -g -fno-strict-aliasing -fno-omit-frame-pointer -fstack-clash-protection \
 	-Wall -Wextra -Werror -Wmissing-prototypes -Wstrict-prototypes -Wshadow -Wvla \
@@ -78,7 +78,7 @@ have-libraries:
 
 # ---- the ublk library and its example, which sees the public header alone ----
 UBLKDEV_OBJS := $(filter $(BUILD)/src/base/% $(BUILD)/src/ring/% $(BUILD)/src/ublk/% \
-	$(BUILD)/src/target/frontend.o $(BUILD)/src/target/child.o $(BUILD)/src/target/hold.o,$(LIB_OBJS))
+	$(patsubst %,$(BUILD)/src/target/%.o,frontend child helper hold),$(LIB_OBJS))
 UBLKDEV := $(BUILD)/libublkdev.a
 
 $(UBLKDEV): $(UBLKDEV_OBJS)

@@ -10,7 +10,7 @@ set -euo pipefail
 
 # What each purpose needs. libc6-dev is spelt out, as gcc only recommends it.
 build=(gcc libc6-dev pkg-config liburing-dev libfuse3-dev libjansson-dev
-	libdeflate-dev zlib1g-dev libzstd-dev libgcrypt20-dev)
+	libdeflate-dev zlib1g-dev libzstd-dev libgcrypt20-dev libseccomp-dev)
 demo=(qemu-utils e2fsprogs fuse3 mount util-linux diffutils findutils)
 test=(qemu-utils e2fsprogs fuse3 mount util-linux diffutils findutils
 	libcmocka-dev fio xfsprogs kmod procps iproute2 jq valgrind attr udev git)

@@ -324,5 +324,6 @@ const struct cli_command cli_command_check = {
 		"  -h, --help               this text\n",
 	.short_options = "f:pqr:U",
 	.long_options = long_options,
+	.confined = true,
 	.run = run,
 };

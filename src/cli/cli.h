@@ -29,6 +29,8 @@ struct cli_command {
 	/* getopt's string; cli_option() adds ":" in front and -h */
 	const char *short_options;
 	const struct option *long_options; /* ends with CLI_LONG_HELP, {0} */
+	/* It reads or changes detached images, and first gives up what that does not take (confine.h). */
+	bool confined;
 	int (*run)(const struct cli_command *cmd, int argc, char **argv); /* argv[0]: the command */
 };
 

@@ -396,10 +396,10 @@ static int write_aside(const struct create *create, const struct stat *old, stru
 	if (snprintf(unfinished, sizeof(unfinished), "%s.%d.new", create->path, (int)getpid()) >=
 	    (int)sizeof(unfinished))
 		return error_set(err, -ENAMETOOLONG, "%s", strerror(ENAMETOOLONG));
+	signals_catch();
 	ret = storage_file_open(&storage, unfinished, &options, err);
 	if (ret)
 		return ret;
-	signals_catch();
 	ret = image_lock(storage, err);
 	if (!ret)
 		ret = qcow2_create(storage, &create->options, err);
@@ -714,6 +714,7 @@ const struct cli_command cli_command_create = {
 		"  -h, --help        this text\n",
 	.short_options = "o:f:qb:F:u",
 	.long_options = long_options,
+	.confined = true,
 	.run = run,
 };
 /* clang-format on */

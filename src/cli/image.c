@@ -12,11 +12,16 @@
 #include <unistd.h>
 
 #include "cli/cli.h"
+#include "daemon/confine.h"
+#include "daemon/look.h"
 #include "qcow2.h"
 #include "storage/storage.h"
+#include "target/child.h"
 
 /* Enough for the magic and version that qcow2_probe() looks at, and then some. */
 #define PROBE_BYTES 512
+/* For the list of bitmaps to be read, from a disk that may be slow. */
+#define BITMAPS_MS 30000
 
 int image_check(const char *path, struct stat *st, struct error *err)
 {
@@ -62,19 +67,19 @@ int image_probe(const char *path, bool *qcow2, bool *direct_works, struct error 
 void image_look(const char *path, bool *dirty, bool *aes)
 {
 	const struct storage_file_options options = {.read_only = true};
-	struct qcow2_info *info = calloc(1, sizeof(*info));
+	struct look *look = calloc(1, sizeof(*look));
 	struct storage *st;
 
 	*dirty = *aes = false;
 	/* What is wrong with it is said by who opens it. */
-	if (info && storage_file_open(&st, path, &options, NULL) == 0) {
-		if (qcow2_info(st, info, NULL) == 0) {
-			*dirty = info->dirty;
-			*aes = info->encryption && strcmp(info->encryption, "aes") == 0;
+	if (look && storage_file_open(&st, path, &options, NULL) == 0) {
+		if (look_at(st, look) == 0) {
+			*dirty = look->dirty;
+			*aes = look->aes;
 		}
 		storage_close(st);
 	}
-	free(info);
+	free(look);
 }
 
 static void count_in_use(void *arg, const struct qcow2_bitmap *bitmap)
@@ -82,21 +87,30 @@ static void count_in_use(void *arg, const struct qcow2_bitmap *bitmap)
 	*(unsigned *)arg += bitmap->in_use;
 }
 
-void image_note_bitmaps(const char *image, const char *path)
+/* How many were not saved, or why that is not known; in a child, as the list is whoever's made the image. */
+static int bitmaps_in_child(void *arg, struct error *err)
 {
 	const struct storage_file_options options = {.read_only = true};
 	struct storage *st;
 	unsigned lost = 0;
 	int ret;
 
-	if (storage_file_open(&st, path, &options, NULL))
-		return;
+	confine(CONFINE_TOOL);
+	if (storage_file_open(&st, arg, &options, NULL))
+		return 0;
 	ret = qcow2_bitmap_list(st, count_in_use, &lost, NULL);
 	storage_close(st);
-	if (ret == -EINVAL || ret == -EFBIG)
+	return ret ? ret : (int)lost;
+}
+
+void image_note_bitmaps(const char *image, const char *path)
+{
+	int lost = child_call(bitmaps_in_child, (void *)path, BITMAPS_MS, NULL);
+
+	if (lost == -EINVAL || lost == -EFBIG)
 		cli_note(image, "its dirty bitmaps cannot be kept up to date: the first write makes them invalid");
-	else if (lost)
-		cli_note(image, "%u of its dirty bitmaps %s inconsistent, and stay%s so: whoever had the image before "
+	else if (lost > 0)
+		cli_note(image, "%d of its dirty bitmaps %s inconsistent, and stay%s so: whoever had the image before "
 				"has not saved %s",
 			 lost, lost == 1 ? "is" : "are", lost == 1 ? "s" : "", lost == 1 ? "it" : "them");
 }

@@ -409,6 +409,7 @@ const struct cli_command cli_command_info = {
 		"  -h, --help             this text\n",
 	.short_options = "f:U",
 	.long_options = long_options,
+	.confined = true,
 	.run = run,
 };
 /* clang-format on */

@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "base/math.h"
 #include "cli/cli.h"
+#include "daemon/confine.h"
 #include "daemon/daemon.h"
 #include "daemon/supervise.h"
 
@@ -106,6 +107,8 @@ static int run(int argc, char **argv)
 			 word[0] == '-' ? "option" : "command", word);
 		return CLI_USAGE;
 	}
+	if (cmd->confined)
+		confine(CONFINE_TOOL);
 	return cmd->run(cmd, argc - 1, argv + 1);
 }
 

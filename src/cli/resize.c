@@ -234,6 +234,7 @@ const struct cli_command cli_command_resize = {
 		"  -h, --help             this text\n",
 	.short_options = "f:q",
 	.long_options = long_options,
+	.confined = true,
 	.run = run,
 };
 /* clang-format on */

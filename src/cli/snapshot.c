@@ -304,6 +304,7 @@ const struct cli_command cli_command_snapshot = {
 		"  -h, --help     this text\n",
 	.short_options = "fJv",
 	.long_options = long_options,
+	.confined = true,
 	.run = run,
 };
 /* clang-format on */

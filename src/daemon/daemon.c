@@ -18,6 +18,9 @@
  *     target, keep everybody else away; here it is about a message that names the other device.)
  *  3. A device in use is not taken away by a signal, nor by `del` without force.
  *  4. Signals are blocked before the first thread starts, and are taken from a signalfd.
+ *  5. What came with root's privileges is dropped before the target opens the image, but for what it takes
+ *     to open files, and that before the first thread starts (confine.h); what needs privileges later is
+ *     done by a helper, which knows the device and nothing of the image.
  */
 #include "daemon/daemon.h"
 
@@ -42,7 +45,7 @@
 #include "daemon/control.h"
 #include "daemon/entry.h"
 #include "daemon/harden.h"
-#include "daemon/inuse.h"
+#include "daemon/privileges.h"
 #include "daemon/statedir.h"
 #include "daemon/status.h"
 #include "daemon/supervise.h"
@@ -63,6 +66,7 @@ struct daemon {
 	struct target_recovery recovery;
 	char identity[256];
 	int signal_fd;
+	struct privileges privileges;
 	struct control control;
 	struct target *target;
 	const struct frontend_ops *frontend_ops;
@@ -338,6 +342,8 @@ static int device_start(struct daemon *d, struct daemon_report *report, struct e
 		.unprivileged = d->config.unprivileged,
 		.wait_partitions = true,
 		.recover = supervision && supervision->replay,
+		.helper = d->privileges.helper,
+		.settled = privileges_settled(&d->privileges),
 		.run_dir = d->dir.path,
 		.name = slash ? slash + 1 : d->config.target->name,
 	};
@@ -352,6 +358,7 @@ static int device_start(struct daemon *d, struct daemon_report *report, struct e
 		secret_forget(o->passphrase);
 	if (ret)
 		return ret;
+	privileges_opened(&d->privileges);
 	options.queues = min_of(o->queues, d->target->limits.max_queues);
 	ret = d->frontend_ops->start(&d->frontend, d->target, &options, err);
 	/* Its queue is stuck in the target, which so must not be closed; see frontend.h. */
@@ -376,6 +383,7 @@ static int device_start(struct daemon *d, struct daemon_report *report, struct e
 	if (ret)
 		return ret;
 	ret = entry_write(&d->entry, &d->dir, err);
+	privileges_serving(&d->privileges);
 	if (!ret && supervision)
 		atomic_store(supervision->live_id, d->entry.id);
 	return ret;
@@ -419,6 +427,7 @@ static void daemon_destroy(struct daemon *d)
 		entry_remove(&d->entry, &d->dir);
 	if (d->signal_fd >= 0)
 		close(d->signal_fd);
+	privileges_end(&d->privileges);
 	statedir_close(&d->dir);
 	free(d);
 }
@@ -458,6 +467,8 @@ int daemon_attach(struct daemon **out, const struct daemon_config *config,
 	if (!ret)
 		ret = control_open(&d->control, &d->dir, d->entry.key, err);
 	if (!ret)
+		ret = privileges_drop(&d->privileges, &d->config, d->frontend_ops, &d->dir, err);
+	if (!ret)
 		ret = device_start(d, report, err);
 	if (ret) {
 		/* What went wrong first is what the user reads; this has been logged. */
@@ -495,7 +506,7 @@ static bool device_unused(const struct daemon *d, char *text, size_t size)
 	if (busy == 0)
 		return true;
 	if (busy > 0)
-		inuse_describe(d->entry.device, text, size);
+		privileges_describe(&d->privileges, d->entry.device, text, size);
 	else
 		snprintf(text, size, "may be in use (%s)", strerror(-busy));
 	return false;
@@ -519,7 +530,7 @@ static bool device_released(const struct daemon *d, char *text, size_t size)
 		nanosleep(&pause, NULL);
 	}
 	if (ret)
-		inuse_describe(d->entry.device, text, size);
+		privileges_describe(&d->privileges, d->entry.device, text, size);
 	return !ret;
 }
 

@@ -35,6 +35,7 @@ struct daemon_config {
 	enum frontend_recovery recovery;
 	enum frontend_data_path data_path;
 	enum harden_mlock mlock;
+	bool foreground; /* in the process that was called: it keeps the caller's view of the file system */
 
 	/* For a supervisor (supervise.h): the entry of a device that waits, and who holds its locks. */
 	const char *resume_key;

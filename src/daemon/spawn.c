@@ -47,11 +47,13 @@ static bool nobody_waits;
 
 int daemon_run(const struct daemon_config *config, struct daemon_report *report, struct error *err)
 {
+	struct daemon_config here = *config;
 	struct daemon *d;
 	int ret;
 
 	log_open(false, ident, LOG_LEVEL_INFO);
-	ret = daemon_attach(&d, config, report, err);
+	here.foreground = true;
+	ret = daemon_attach(&d, &here, report, err);
 	if (ret)
 		return ret;
 	ret = report->usable(report, daemon_device(d));

@@ -42,6 +42,7 @@
 #include "base/secret.h"
 #include "daemon/control.h"
 #include "daemon/harden.h"
+#include "daemon/look.h"
 #include "daemon/statedir.h"
 #include "qcow2.h"
 #include "storage/storage.h"
@@ -83,24 +84,24 @@ static int data_file_lock(struct supervisor *s, struct error *err)
 {
 	const struct target_options *o = &s->config.target_options;
 	struct names_options names = {.what = "data file", .plain = true, .read_only = o->read_only};
-	struct qcow2_info *info = malloc(sizeof(*info));
+	struct look *look = malloc(sizeof(*look));
 	unsigned denied = STORAGE_PERM_WRITE | STORAGE_PERM_RESIZE;
 	unsigned used = STORAGE_PERM_CONSISTENT_READ;
 	int ret = 0;
 
-	if (!info)
+	if (!look)
 		return error_set(err, -ENOMEM, "out of memory");
 	if (!o->read_only)
 		used |= STORAGE_PERM_WRITE | STORAGE_PERM_RESIZE;
 	/* what is wrong with an image, the target says better */
-	if (!qcow2_info(s->storage, info, NULL) && info->data_file) {
-		ret = names_open(&s->data, NULL, o->path, info->data_file_name, o->names, &names, err);
+	if (!look_at(s->storage, look) && look->data_file) {
+		ret = names_open(&s->data, NULL, o->path, look->data_file_name, o->names, &names, err);
 		if (!ret)
 			ret = storage_lock(s->data, used, STORAGE_PERM_ALL & ~denied, err);
 		if (!ret)
 			s->held[HELD_DATA] = storage_file_fd(s->data);
 	}
-	free(info);
+	free(look);
 	return ret;
 }
 
@@ -116,30 +117,30 @@ static void backing_lock(struct supervisor *s)
 		.what = "backing file", .read_only = true, .reached_out = &next_reached};
 	struct storage_file_options file = {.read_only = true};
 	unsigned shared = STORAGE_PERM_ALL & ~(STORAGE_PERM_WRITE | STORAGE_PERM_RESIZE);
-	struct qcow2_info *info = malloc(sizeof(*info));
+	struct look *look = malloc(sizeof(*look));
 	struct storage *image = NULL, *at;
 
 	s->layers = calloc(QCOW2_BACKING_MAX, sizeof(*s->layers));
-	if (!info || !path || !s->layers || storage_file_open(&image, path, &file, NULL))
+	if (!look || !path || !s->layers || storage_file_open(&image, path, &file, NULL))
 		goto out;
 	at = image;
-	while (s->layers_count < QCOW2_BACKING_MAX && !qcow2_info(at, info, NULL) &&
-	       info->backing_file[0] &&
-	       !names_open(&at, &next, path, info->backing_file, o->names, &names, NULL)) {
+	while (s->layers_count < QCOW2_BACKING_MAX && !look_at(at, look) &&
+	       look->backing_file[0] &&
+	       !names_open(&at, &next, path, look->backing_file, o->names, &names, NULL)) {
 		s->layers[s->layers_count++] = at;
 		free(path);
 		free(reached);
 		path = next;
 		names.reached_as = reached = next_reached;
 		if (storage_lock(at, STORAGE_PERM_CONSISTENT_READ, shared, NULL) ||
-		    !strcmp(info->backing_format, "raw"))
+		    !strcmp(look->backing_format, "raw"))
 			break;
 	}
 out:
 	storage_close(image);
 	free(path);
 	free(reached);
-	free(info);
+	free(look);
 }
 
 static void layers_close(struct supervisor *s)
@@ -304,6 +305,10 @@ static int worker_ended(struct supervisor *s, int status)
 			s->config.id, WORKERS_MAX, WORKERS_SPAN_MS / 1000, s->config.id);
 		return -1;
 	}
+	if (WTERMSIG(status) == SIGSYS)
+		log_err("/dev/ublkb%d: its daemon (process %d) made a system call that it has no use for: "
+			"look at the kernel's log, and whether the image comes from somebody who attacks you",
+			s->config.id, (int)s->worker);
 	log_warn("/dev/ublkb%d: its daemon (process %d) was killed (%s); another one takes over",
 		 s->config.id, (int)s->worker, strsignal(WTERMSIG(status)));
 	return 1;

@@ -67,6 +67,7 @@ enum thread_state { THREAD_NONE, THREAD_STARTING, THREAD_SERVING, THREAD_OVER };
 struct frontend {
 	struct target *target;
 	struct session *session;
+	struct helper *helper; /* NULL: none */
 	struct loop *loop;
 	struct rundir dir;
 	bool mounted;
@@ -463,6 +464,7 @@ static int fuse_start(struct frontend **out, struct target *t, const struct fron
 	if (!f)
 		return error_set(err, -ENOMEM, "out of memory");
 	f->target = t;
+	f->helper = opts->helper;
 	f->with_loop = !opts->no_loop;
 	f->part_scan = !opts->no_part_scan;
 	f->claim_fd = f->hold.fd = -1;
@@ -534,12 +536,26 @@ static int busy_in_child(void *arg, struct error *err)
 	return loopdev_busy(f->dir.id);
 }
 
+static int fuse_help_busy(void *data, size_t bytes, bool (*given_up)(void *arg), void *arg)
+{
+	int number;
+
+	if (bytes != sizeof(number))
+		return -EINVAL;
+	memcpy(&number, data, sizeof(number));
+	return loopdev_busy(number);
+}
+
 static int fuse_busy(const struct frontend *f)
 {
+	int number = f->dir.id;
+
 	if (session_opens(f->session))
 		return 1;
 	if (!f->with_loop || session_loop_gone(f->session))
 		return 0;
+	if (f->helper)
+		return helper_ask(f->helper, HELPER_BUSY, &number, sizeof(number), BUSY_MS, NULL, NULL);
 	return child_call(busy_in_child, (void *)f, BUSY_MS, NULL);
 }
 
@@ -584,6 +600,7 @@ const struct frontend_ops frontend_fuse = {
 	.name = "fuse",
 	.queues_max = 1,
 	.probe = fuse_probe,
+	.help = {[HELPER_BUSY] = fuse_help_busy},
 	.start = fuse_start,
 	.id = fuse_id,
 	.device = fuse_device,

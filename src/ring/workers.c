@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/caps.h"
 #include "base/log.h"
 #include "base/math.h"
 #include "base/memlock.h"
@@ -45,6 +46,8 @@ static void *work_thread(void *arg)
 
 	(void)pthread_setname_np(pthread_self(), "work");
 	memlock_touch_stack(WORK_STACK_BYTES / 4);
+	/* it computes: privileges are of no use to it, and whoever started it drops his later, maybe */
+	(void)!caps_keep(0);
 	pthread_mutex_lock(&pool->lock);
 	for (;;) {
 		struct list *l = list_pop(&pool->queue);

@@ -21,13 +21,15 @@
 
 /* One warning is enough for all threads. */
 static atomic_bool warned;
+/* A thread had the privilege, and the mark: so have those that came of it, without the privilege. */
+static atomic_bool inherited;
 
 void frontend_protect_thread(void)
 {
 	memlock_touch_stack(STACK_BYTES);
 	if (prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) == 0)
-		return;
-	if (!atomic_exchange(&warned, true))
+		atomic_store(&inherited, true);
+	else if (!atomic_load(&inherited) && !atomic_exchange(&warned, true))
 		log_warn(
 			"cannot mark this program as one that serves I/O (%s): the system may hang "
 			"when it runs out of memory",

@@ -9,6 +9,7 @@
 #ifndef TARGET_FRONTEND_H
 #define TARGET_FRONTEND_H
 
+#include "target/helper.h"
 #include "target/target.h"
 
 struct frontend;
@@ -40,6 +41,9 @@ struct frontend_options {
 	bool wait_partitions; /* start() returns when their nodes are there, too */
 	bool no_loop;	      /* fuse: the file alone, no loop device on it */
 	bool hold_enospc;     /* requests that meet the end of space wait for more (hold.h) */
+	struct helper *helper; /* does what needs privileges; NULL: this process has them */
+	/* Called on every thread of a queue as soon as the kernel has made the device; NULL: nothing. */
+	void (*settled)(void);
 	const char *run_dir;  /* the program's folder of state, such as /run/ublk-qcow2 */
 	const char *name;     /* the image's base name, for the FUSE file; "null" if there is none */
 };
@@ -58,6 +62,8 @@ struct frontend_ops {
 
 	/* 0 if this host has it; else -errno and @err says why in one phrase ("no /dev/ublk-control"). */
 	int (*probe)(struct error *err);
+	/* What a helper answers for this front end; NULL: it asks no such thing. */
+	helper_fn help[HELPER_QUESTIONS];
 	/*
 	 * Makes the device and returns when it is usable (its node is there). The target stays the
 	 * caller's. On error nothing is left behind.

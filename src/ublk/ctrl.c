@@ -16,6 +16,8 @@
  *  1. A slot is busy exactly from its submission until its completion was reaped.
  *  2. A caller's memory is never given to the driver, only a slot's; ublk_ctrl_close() frees the
  *     slots only if none is busy.
+ *  3. With a helper (target/helper.h) this process has neither the control device open nor a ring for it.
+ *     The helper serves one device: see `served`.
  */
 #include "ublk/ctrl.h"
 
@@ -52,6 +54,7 @@ struct slot {
 };
 
 struct ublk_ctrl {
+	struct helper *helper; /* NULL: by ourselves, with what follows */
 	int fd;
 	bool ring_ok;
 	struct io_uring ring;
@@ -182,6 +185,47 @@ static void cancel(struct ublk_ctrl *ctrl, struct slot *slot)
 		reap(ctrl, SLICE_MS);
 }
 
+/* A struct call on its way to the helper and back. */
+struct message {
+	uint32_t op, id;
+	uint16_t queue, path_bytes; /* of the name at the start of buf, with its NUL */
+	uint32_t bytes;		    /* behind the name */
+	uint64_t data;
+	uint32_t timeout_ms;
+	bool to_driver, from_driver;
+	char buf[SLOT_BUF];
+};
+
+static_assert(sizeof(struct message) <= HELPER_BYTES, "a question");
+
+static int call_by_helper(struct ublk_ctrl *ctrl, const struct call *call)
+{
+	size_t path_len = call->path ? strlen(call->path) + 1 : 0;
+	struct message m = {
+		.op = call->op,
+		.id = call->id,
+		.queue = call->queue,
+		.path_bytes = (uint16_t)path_len,
+		.bytes = (uint32_t)call->len,
+		.data = call->data,
+		.timeout_ms = call->timeout_ms,
+		.to_driver = call->to_driver,
+		.from_driver = call->from_driver,
+	};
+	int ret;
+
+	assert(path_len + call->len <= SLOT_BUF);
+	if (path_len)
+		memcpy(m.buf, call->path, path_len);
+	if (call->to_driver)
+		memcpy(m.buf + path_len, call->buf, call->len);
+	ret = helper_ask(ctrl->helper, HELPER_COMMAND, &m, sizeof(m), call->timeout_ms + 2 * CANCEL_MS,
+			 call->given_up, call->arg);
+	if (ret >= 0 && call->from_driver)
+		memcpy(call->buf, m.buf + path_len, call->len);
+	return min_of(ret, 0);
+}
+
 /* The driver's result; -ETIMEDOUT and -ECANCELED are ours. Says nothing. */
 static int call_quietly(struct ublk_ctrl *ctrl, const struct call *call)
 {
@@ -190,6 +234,8 @@ static int call_quietly(struct ublk_ctrl *ctrl, const struct call *call)
 	bool given_up = false;
 	int ret;
 
+	if (ctrl->helper)
+		return call_by_helper(ctrl, call);
 	reap(ctrl, 0);
 	slot = slot_get(ctrl);
 	if (!slot)
@@ -288,6 +334,99 @@ int ublk_ctrl_open(struct ublk_ctrl **out, struct error *err)
 	return 0;
 fail:
 	ublk_ctrl_close(ctrl);
+	return ret;
+}
+
+int ublk_ctrl_open_by(struct ublk_ctrl **out, struct helper *helper, struct error *err)
+{
+	struct ublk_ctrl *ctrl = calloc(1, sizeof(*ctrl));
+	int ret;
+
+	if (!ctrl)
+		return error_set(err, -ENOMEM, "out of memory");
+	ctrl->fd = -1;
+	ctrl->helper = helper;
+	ret = features_get(ctrl, err);
+	if (ret)
+		ublk_ctrl_close(ctrl);
+	else
+		*out = ctrl;
+	return ret;
+}
+
+/* ---- in the helper ---- */
+
+/* The device that is ours: the first that was added, or taken over. */
+static struct {
+	bool known;
+	uint32_t id;
+} served;
+
+static bool command_allowed(const struct message *m)
+{
+	char path[32];
+
+	snprintf(path, sizeof(path), "/dev/ublkc%u", m->id);
+	if (m->path_bytes && (m->path_bytes != strlen(path) + 1 || memcmp(m->buf, path, m->path_bytes)))
+		return false;
+	switch (m->op) {
+	case UBLK_OP_GET_FEATURES:
+		return true;
+	case UBLK_OP_ADD_DEV:
+	case UBLK_OP_START_USER_RECOVERY:
+		return !served.known;
+	case UBLK_OP_GET_DEV_INFO:
+	case UBLK_OP_GET_DEV_INFO2:
+	case UBLK_OP_SET_PARAMS:
+	case UBLK_OP_GET_PARAMS:
+	case UBLK_OP_GET_QUEUE_AFFINITY:
+	case UBLK_OP_START_DEV:
+	case UBLK_OP_END_USER_RECOVERY:
+	case UBLK_OP_UPDATE_SIZE:
+	case UBLK_OP_STOP_DEV:
+	case UBLK_OP_TRY_STOP_DEV:
+	case UBLK_OP_DEL_DEV:
+	case UBLK_OP_DEL_DEV_ASYNC:
+		return served.known && m->id == served.id;
+	default:
+		return false;
+	}
+}
+
+int ublk_ctrl_help(void *data, size_t bytes, bool (*given_up)(void *arg), void *arg)
+{
+	static struct ublk_ctrl *ctrl;
+	struct message *m = data;
+	struct call call;
+	int ret;
+
+	if (bytes != sizeof(*m) || m->bytes > SLOT_BUF || m->bytes + m->path_bytes > SLOT_BUF)
+		return -EINVAL;
+	if (!command_allowed(m))
+		return -EPERM;
+	if (!ctrl && ublk_ctrl_open(&ctrl, NULL))
+		return -ENODEV;
+	call = (struct call){
+		.op = m->op,
+		.id = m->id,
+		.queue = m->queue,
+		.data = m->data,
+		.path = m->path_bytes ? m->buf : NULL,
+		.buf = m->buf + m->path_bytes,
+		.len = m->bytes,
+		.to_driver = m->to_driver,
+		.from_driver = m->from_driver,
+		.timeout_ms = m->timeout_ms,
+		.given_up = given_up,
+		.arg = arg,
+	};
+	ret = call_quietly(ctrl, &call);
+	if (!ret && (m->op == UBLK_OP_ADD_DEV || m->op == UBLK_OP_START_USER_RECOVERY)) {
+		served.known = true;
+		served.id = m->id;
+		if (m->op == UBLK_OP_ADD_DEV && m->bytes >= sizeof(struct ublk_dev_info))
+			served.id = ((const struct ublk_dev_info *)(void *)call.buf)->dev_id;
+	}
 	return ret;
 }
 

@@ -15,13 +15,22 @@
 #include <sys/types.h>
 
 #include "base/error.h"
+#include "target/helper.h"
 #include "ublk/uapi.h"
 
 struct ublk_ctrl;
 
 /* Opens the control device and asks it for its features; refuses a driver that is too old. */
 int ublk_ctrl_open(struct ublk_ctrl **out, struct error *err) must_check;
+/* The same for a process that has dropped its privileges: @helper, whose HELPER_COMMAND is below, does it. */
+int ublk_ctrl_open_by(struct ublk_ctrl **out, struct helper *helper, struct error *err) must_check;
 void ublk_ctrl_close(struct ublk_ctrl *ctrl); /* accepts NULL */
+
+/*
+ * In the helper: the commands that one server needs for one device, which is the one that it added or
+ * took over; all others are refused with -EPERM.
+ */
+int ublk_ctrl_help(void *data, size_t bytes, bool (*given_up)(void *arg), void *arg);
 
 uint64_t ublk_ctrl_features(const struct ublk_ctrl *ctrl);
 

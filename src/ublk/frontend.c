@@ -48,6 +48,7 @@
 #define SCAN_TRIES     200   /* at 5 ms each, for the kernel to begin with it */
 #define SCAN_MS	       30000 /* for the partitions to be read, through the target */
 #define QUEUE_STOP_MS  30000 /* for the target's own end: the driver has no more requests */
+#define BUSY_MS	       10000
 #define DEL_STUCK_MS   5000
 #define QUEUE_HANGS_MS 3000 /* where STOP_DEV has waited in vain already */
 
@@ -57,6 +58,8 @@
 struct frontend {
 	struct target *target;
 	struct ublk_ctrl *ctrl;
+	struct helper *helper; /* NULL: none */
+	void (*settled)(void);
 	struct ublk_dev_info info; /* as the driver made it */
 	const struct ublk_data_path *path;
 	bool added;	  /* by us: deleted if starting fails, and at the end */
@@ -282,6 +285,7 @@ static int queues_start(struct frontend *f, struct error *err)
 			.cpus = &cpus,
 			.gone_fd = f->gone_fd,
 			.hold = &f->hold,
+			.settled = f->settled,
 		};
 		int ret;
 
@@ -337,9 +341,9 @@ static int block_node_wait(struct frontend *f, struct error *err)
  */
 static int partitions_read(void *arg, struct error *err)
 {
-	const struct frontend *f = arg;
+	const char *device = arg;
 	struct timespec pause = {.tv_nsec = 5000000};
-	int fd = open(f->device, O_RDONLY | O_CLOEXEC), ret = 0;
+	int fd = open(device, O_RDONLY | O_CLOEXEC), ret = 0;
 
 	if (fd < 0)
 		return error_set(err, -errno, "%s", strerror(errno));
@@ -360,9 +364,9 @@ static int scan_prepare(struct frontend *f, const struct frontend_options *opts,
 
 	/* the kernel reads no partitions of an unprivileged device */
 	f->scan = opts->wait_partitions && !opts->no_part_scan && !opts->recover && !opts->unprivileged;
-	if (!f->scan)
+	if (!f->scan || f->helper)
 		return 0;
-	ret = child_start(&f->scan_child, partitions_read, f, -1, err);
+	ret = child_start(&f->scan_child, partitions_read, f->device, -1, err);
 	f->scan = !ret;
 	return ret;
 }
@@ -376,7 +380,15 @@ static void scan_finish(struct frontend *f)
 	if (!f->scan)
 		return;
 	f->scan = false;
-	ret = child_finish(&f->scan_child, SCAN_MS, &err);
+	if (f->helper) {
+		char device[sizeof(f->device)];
+
+		memcpy(device, f->device, sizeof(device));
+		ret = helper_ask(f->helper, HELPER_SCAN, device, sizeof(device), SCAN_MS + BUSY_MS, NULL,
+				 NULL);
+	} else {
+		ret = child_finish(&f->scan_child, SCAN_MS, &err);
+	}
 	if (ret)
 		log_warn("%s: whether it has partitions is not known yet: %s", f->device,
 			 error_text(&err, ret));
@@ -400,6 +412,8 @@ static int device_serve(struct frontend *f, struct error *err)
 	if (ret)
 		return ret;
 	f->added = true;
+	for (unsigned i = 0; i < f->nr_queues && f->settled; i++)
+		ublk_queue_settle(f->queues[i]);
 	ret = block_node_wait(f, err);
 	if (!ret && f->unprivileged)
 		ret = access_wait(f->device, f->target->limits.read_only ? R_OK : R_OK | W_OK, err);
@@ -454,7 +468,7 @@ static int frontend_destroy(struct frontend *f, struct error *err)
 		return 0;
 	hold_end(&f->hold);
 	retry_held(f);
-	if (f->scan) /* it waits for a word that does not come */
+	if (f->scan && !f->helper) /* it waits for a word that does not come */
 		child_cancel(&f->scan_child);
 	for (unsigned i = 0; i < f->nr_queues; i++)
 		ublk_queue_expect_end(f->queues[i], true);
@@ -514,9 +528,11 @@ static int ublk_start(struct frontend **out, struct target *t, const struct fron
 		goto fail;
 	}
 	frontend_protect_thread();
+	f->helper = opts->helper;
+	f->settled = opts->settled;
 	ret = hold_device_init(&f->hold, opts->hold_enospc, err);
 	if (!ret)
-		ret = ublk_ctrl_open(&f->ctrl, err);
+		ret = f->helper ? ublk_ctrl_open_by(&f->ctrl, f->helper, err) : ublk_ctrl_open(&f->ctrl, err);
 	if (ret)
 		goto fail;
 	if (opts->recover)
@@ -590,7 +606,29 @@ static unsigned ublk_held(const struct frontend *f)
 
 static int ublk_busy(const struct frontend *f)
 {
-	return ublk_block_busy(f->device);
+	char device[sizeof(f->device)];
+
+	if (!f->helper)
+		return ublk_block_busy(f->device);
+	memcpy(device, f->device, sizeof(device));
+	return helper_ask(f->helper, HELPER_BUSY, device, sizeof(device), BUSY_MS, NULL, NULL);
+}
+
+static bool is_ours(const char *device, size_t bytes)
+{
+	return memchr(device, 0, bytes) && strncmp(device, "/dev/ublkb", 10) == 0 &&
+	       !strchr(device + 5, '/');
+}
+
+static int ublk_help_busy(void *data, size_t bytes, bool (*given_up)(void *arg), void *arg)
+{
+	return is_ours(data, bytes) ? ublk_block_busy(data) : -EINVAL;
+}
+
+/* In a child of the helper's: a disk that hangs must not keep it from stopping the device. */
+static int ublk_help_scan(void *data, size_t bytes, bool (*given_up)(void *arg), void *arg)
+{
+	return is_ours(data, bytes) ? child_call(partitions_read, data, SCAN_MS, NULL) : -EINVAL;
 }
 
 static int ublk_release(struct frontend *f, struct error *err)
@@ -623,6 +661,12 @@ const struct frontend_ops frontend_ublk = {
 	.name = "ublk",
 	.can_recover = true,
 	.probe = ublk_probe,
+	.help =
+		{
+			[HELPER_COMMAND] = ublk_ctrl_help,
+			[HELPER_BUSY] = ublk_help_busy,
+			[HELPER_SCAN] = ublk_help_scan,
+		},
 	.start = ublk_start,
 	.id = ublk_id,
 	.device = ublk_device,

@@ -245,6 +245,11 @@ static void stop_asked(struct loop_msg *msg)
 	check_drained(q);
 }
 
+static void settled_asked(struct loop_msg *msg)
+{
+	container_of(msg, struct ublk_queue, settled_msg)->config.settled();
+}
+
 static void abandon_asked(struct loop_msg *msg)
 {
 	struct ublk_queue *q = container_of(msg, struct ublk_queue, abandon_msg);
@@ -466,6 +471,7 @@ static struct ublk_queue *queue_alloc(const struct ublk_queue_config *config)
 	q->char_slot = -1;
 	q->stop_msg.fn = stop_asked;
 	q->abandon_msg.fn = abandon_asked;
+	q->settled_msg.fn = settled_asked;
 	loop_timer_init(&q->grace, grace_over);
 	pthread_mutex_init(&q->lock, NULL);
 	pthread_condattr_init(&attr);
@@ -552,6 +558,14 @@ static void abandon_by_force(struct ublk_queue *q)
 	mmap((void *)q->descs, q->descs_bytes, PROT_READ, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS,
 	     -1, 0);
 	close(loop_ring(q->loop)->ring_fd);
+}
+
+void ublk_queue_settle(struct ublk_queue *q)
+{
+	pthread_mutex_lock(&q->lock);
+	if (q->phase == UBLK_QUEUE_RUNNING)
+		loop_post(q->loop, &q->settled_msg);
+	pthread_mutex_unlock(&q->lock);
 }
 
 int ublk_queue_stop(struct ublk_queue *q, unsigned timeout_ms, struct error *err)

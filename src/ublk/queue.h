@@ -88,6 +88,7 @@ struct ublk_queue_config {
 	const cpu_set_t *cpus; /* where the thread is to run; NULL: anywhere. Copied */
 	int gone_fd;	       /* an eventfd, written once when the queue ends unasked */
 	struct hold_device *hold;
+	void (*settled)(void); /* of struct frontend_options */
 };
 
 enum ublk_queue_phase {
@@ -117,7 +118,7 @@ struct ublk_queue {
 	bool queue_started;    /* the target's */
 	struct hold hold; /* of SERVED tags */
 	struct loop_timer grace;
-	struct loop_msg stop_msg, abandon_msg;
+	struct loop_msg stop_msg, abandon_msg, settled_msg;
 	void *path_data, *path_state; /* the data path's */
 	size_t path_bytes;
 
@@ -155,6 +156,8 @@ bool ublk_queue_over(const struct ublk_queue *q);
 void ublk_queue_figures(const struct ublk_queue *q, struct frontend_figures *out);
 /* What waits for space is tried again now. */
 void ublk_queue_retry(struct ublk_queue *q);
+/* config.settled() is called on its thread. Once. */
+void ublk_queue_settle(struct ublk_queue *q);
 /* From now on aborted fetches are what is wanted, or are news again. */
 void ublk_queue_expect_end(struct ublk_queue *q, bool expected);
 /*

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: MIT
+/*
+ * privileges.c: see privileges.h.
+ */
+#include "daemon/privileges.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/math.h"
+#include "daemon/daemon.h"
+#include "daemon/inuse.h"
+#include "daemon/statedir.h"
+#include "target/frontend.h"
+
+#define DESCRIBE_BYTES 512
+#define DESCRIBE_MS    5000
+
+/* The image is not this user's; see confine_serving(). Written before there are threads. */
+static bool foreign;
+
+/* In the helper, which sees the mounts of the host. */
+static int describe_help(void *data, size_t bytes, bool (*given_up)(void *arg), void *arg)
+{
+	char device[64];
+
+	snprintf(device, sizeof(device), "%.*s", (int)min_of(bytes, sizeof(device)), (const char *)data);
+	inuse_describe(device, data, bytes);
+	return 0;
+}
+
+void privileges_describe(const struct privileges *p, const char *device, char *text, size_t size)
+{
+	char data[DESCRIBE_BYTES] = "";
+	size_t len = strlen(device);
+
+	if (!p->helper) {
+		inuse_describe(device, text, size);
+		return;
+	}
+	memcpy(data, device, min_of(len, sizeof(data) - 1));
+	if (helper_ask(p->helper, HELPER_DESCRIBE, data, sizeof(data), DESCRIBE_MS, NULL, NULL))
+		snprintf(text, size, "is open");
+	else
+		snprintf(text, size, "%.*s", (int)sizeof(data) - 1, data);
+}
+
+static void helper_confine(void)
+{
+	confine(CONFINE_HELPER);
+}
+
+int privileges_drop(struct privileges *p, const struct daemon_config *config,
+		    const struct frontend_ops *frontend, const struct statedir *dir, struct error *err)
+{
+	struct helper_config helper = {.confine = helper_confine};
+	bool ublk = frontend == &frontend_ublk;
+	struct stat st;
+	int ret;
+
+	p->role = ublk ? CONFINE_WORKER : CONFINE_FUSE;
+	if (!confine_privileged()) {
+		/* a user's own device: there is the filter, and there is no more */
+		if (ublk)
+			confine(p->role);
+		return 0;
+	}
+	p->dropped = true;
+	foreign = config->target_options.path && !stat(config->target_options.path, &st) &&
+		  st.st_uid != geteuid();
+	memcpy(helper.fns, frontend->help, sizeof(helper.fns));
+	helper.fns[HELPER_DESCRIBE] = describe_help;
+	ret = helper_start(&p->helper, &helper, err);
+	if (ret)
+		return ret;
+	/* what FUSE mounts is for the host to see, so it stays in the host's namespace */
+	if (ublk && !config->foreground)
+		namespace_enter(&p->namespace, dir->path, &config->target_options);
+	confine(p->role);
+	return 0;
+}
+
+void privileges_opened(struct privileges *p)
+{
+	if (p->dropped)
+		confine_opened(p->role, foreign);
+}
+
+/* On each thread of the front end. */
+static void worker_serving(void)
+{
+	confine_serving(CONFINE_WORKER, foreign);
+}
+
+void (*privileges_settled(const struct privileges *p))(void)
+{
+	return p->dropped && p->role == CONFINE_WORKER ? worker_serving : NULL;
+}
+
+void privileges_serving(struct privileges *p)
+{
+	namespace_empty(&p->namespace);
+	if (p->dropped)
+		confine_serving(p->role, foreign);
+}
+
+void privileges_end(struct privileges *p)
+{
+	namespace_leave(&p->namespace);
+	helper_stop(p->helper);
+	p->helper = NULL;
+}

@@ -57,6 +57,8 @@ sweep() {
 		[[ $'\n'$before$'\n' == *$'\n'"$item"$'\n'* ]] && continue
 		echo "left behind: $item"
 		found=0
+		# what wrote to a device that was gone has made a file there, which is in the way of the next one
+		[[ ! -f $item ]] || rm -f "$item"
 	done
 	return $found
 }

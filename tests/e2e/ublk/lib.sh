@@ -65,7 +65,7 @@ expect() { [[ $2 == "$3" ]] || fail "$1 is '$2', not '$3'"; }
 
 # random I/O in the background until the device goes; its pid is in $fio
 background_io() {
-	fio --name=io --filename="$device" --ioengine=io_uring --direct=1 --rw=randrw --bs=4k \
+	fio --name=io --filename="$device" --allow_file_create=0 --ioengine=io_uring --direct=1 --rw=randrw --bs=4k \
 		--iodepth=32 --runtime=300 --time_based >"$SCRATCH/fio.log" 2>&1 &
 	fio=$!
 	local n before

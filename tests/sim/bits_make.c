@@ -51,7 +51,7 @@ static int make_directory(struct qcow2_image *img, unsigned bitmaps, struct rng 
 			  uint64_t *directory)
 {
 	uint8_t *mem = sim_memalign(4096, max_of(img->cluster_bytes, 4096u));
-	uint64_t hcluster;
+	uint64_t hcluster = 0;
 	int ret = 0;
 
 	memset(mem, 0, img->cluster_bytes);

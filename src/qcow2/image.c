@@ -572,6 +572,7 @@ static int image_open(struct qcow2_image **out, struct storage *storage, bool is
 	pthread_mutex_init(&img->queues_lock, NULL);
 	co_mutex_init(&img->l1_lock);
 	co_mutex_init(&img->barrier);
+	co_mutex_init(&img->grace_lock);
 	co_mutex_init(&img->first_write_lock);
 	co_waitq_init(&img->idle);
 	cluster_locks_init(&img->locks);

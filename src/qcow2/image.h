@@ -118,6 +118,7 @@ struct qcow2_image {
 	pthread_mutex_t queues_lock; /* queues come and go on their own threads */
 	enum held_back hold;		     /* what is held back at their entrances; under queues_lock */
 	struct co_mutex barrier;     /* one structural operation at a time (rule 17) */
+	struct co_mutex grace_lock;  /* one grace period at a time */
 
 	uint64_t gone_writes; /* of queues that are gone */
 
@@ -259,7 +260,10 @@ int image_first_write(void *img) must_check;
 
 /* Returns when no queue can still be looking at what left the cache before the call. */
 void image_quiesce_lookups(struct qcow2_image *img);
-/* Returns when every request that was in an epoch at the call has left it. */
+/*
+ * Returns when every request that was in an epoch at the call has left it. Nobody waits for a cluster lock in
+ * an epoch, so the caller may hold one.
+ */
 void image_grace(struct qcow2_image *img);
 /*
  * Holds back requests that are submitted from now on, those that may change the disk or all, and returns

@@ -7,7 +7,7 @@
  * when it began has left it. Both are asked for by a message to each queue, whose handler runs on the
  * queue's own loop; a queue on the metadata loop itself is asked directly.
  *
- * One grace period at a time (frees.c has one reclaim running).
+ * One grace period at a time.
  *
  * A *hold* keeps requests at the entrance while a structural operation runs (rules 10 and 17): each queue
  * is told what to hold back, and answers when what it has of that in flight has completed. A queue that is
@@ -120,7 +120,9 @@ void epoch_drained(struct qcow2_queue *q)
 
 void image_grace(struct qcow2_image *img)
 {
+	co_lock(&img->grace_lock);
 	ask_all(img, grace_begin, false);
+	co_unlock(&img->grace_lock);
 }
 
 /* ---- holding requests back ---- */

@@ -4,6 +4,7 @@
  *
  *	snapshot.c	the table: read, looked into, changed in memory, laid out for the file
  *	snapshot_refs.c	what an L1 table refers to: counted up and down; which flags are true
+ *	snapshot_prepare.c	what create counts before anything is held back
  *	snapshot_ops.c	create, apply, delete: the order of their writes, and the barrier around them
  *
  * A snapshot is an L1 table of its own; L2 tables and clusters are shared by their refcounts. The list
@@ -85,6 +86,8 @@ int snapshot_refs_read(struct snapshot_refs *r, struct qcow2_image *img, uint64_
 		       uint64_t entries, struct error *err) must_check;
 int snapshot_refs_active(struct snapshot_refs *r, struct qcow2_image *img,
 			 struct error *err) must_check;
+/* With as many entries as the active table, all of them 0: for snapshot_prepare(). */
+int snapshot_refs_none(struct snapshot_refs *r, struct qcow2_image *img, struct error *err) must_check;
 void snapshot_refs_free(struct snapshot_refs *r); /* also of a zeroed one */
 
 /*
@@ -103,11 +106,31 @@ int snapshot_refs_clear_copied(struct snapshot_refs *r, struct error *err) must_
 int snapshot_refs_protect(struct snapshot_refs *r) must_check;
 
 /*
- * The active tables' COPIED flags, through the cache: cleared; or true, by the refcounts. Changes are
- * in memory, for a pass to write.
+ * The same for the active table of L1 entry @index alone, as it is in memory; for the table at @hoff, which is
+ * in the file and shared (an error leaves nothing raised). The caller keeps it from changing.
  */
-int snapshot_active_clear_copied(struct qcow2_image *img) must_check;
+int snapshot_table_check(struct snapshot_refs *r, uint64_t index, struct error *err) must_check;
+int snapshot_table_raise(struct snapshot_refs *r, uint64_t hoff, struct error *err) must_check;
+int snapshot_table_lower(struct snapshot_refs *r, uint64_t hoff, struct error *err) must_check;
+
+/*
+ * The active tables' COPIED flags, through the cache: cleared in one table (*@any: some may have been set);
+ * or true, by the refcounts. Changes are in memory, for a pass to write.
+ */
+int snapshot_table_clear_copied(struct qcow2_image *img, uint64_t index, bool *any) must_check;
 int snapshot_active_set_copied(struct qcow2_image *img) must_check;
+
+/* ---- ahead of the switch (snapshot_prepare.c) ---- */
+
+/* Whether everything that the active tables refer to can have another reference: nothing is changed. */
+int snapshot_prepare_check(struct snapshot_refs *r, struct error *err) must_check;
+/*
+ * Once around: r->l1 of each table that is not counted, or has changed since, becomes the table as it is now,
+ * counted. *@left: of how many that is no longer true, or could not be done; 0 where writes are @held back.
+ */
+int snapshot_prepare(struct snapshot_refs *r, bool held, uint64_t *left, struct error *err) must_check;
+/* Takes the counts back. */
+void snapshot_prepare_undo(struct snapshot_refs *r);
 
 /* At open, of a writable image: metaset has what snapshots have; or the image is not to be written. */
 int snapshot_protect_all(struct qcow2_image *img, struct error *err) must_check;

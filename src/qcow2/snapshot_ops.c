@@ -15,6 +15,9 @@
  *	         the header's first sector: the new snapshot table
  *	         the old table's counts lowered
  *
+ *	         Flags and counts table by table, before anything is held back (snapshot_prepare.c); what
+ *	         changed meanwhile again, while writes are held. They go on after the switch.
+ *
  *	delete   counts of the new snapshot table raised, and the table
  *	         the header's first sector: the new snapshot table
  *	         counts lowered: the old table, the snapshot's L1 table and all it refers to
@@ -53,7 +56,7 @@ struct operation {
 	struct snapshot_list list;
 	struct snapshot_refs refs;
 	uint64_t log_reserved;
-	uint64_t held_ns;
+	uint64_t held_ns, pause_ns;
 	/* what is being made; 0 clusters: nothing */
 	uint64_t l1_hcluster, l1_clusters;
 	uint64_t table_hcluster, table_clusters;
@@ -87,8 +90,8 @@ static uint64_t log_records(const struct qcow2_image *img)
 	return img->reclog.header ? min_of(records, img->reclog.capacity / 4) : records;
 }
 
-/* What barrier_end() ends, whatever this returns. */
-static int barrier_begin(struct operation *op, enum held_back what)
+/* What barrier_end() ends, whatever this returns. Nothing is held back yet. */
+static int barrier_enter(struct operation *op)
 {
 	struct qcow2_image *img = op->img;
 	int ret;
@@ -104,8 +107,14 @@ static int barrier_begin(struct operation *op, enum held_back what)
 	if (ret)
 		return error_set(op->err, ret, "%s: %s", img->st->name, strerror(-ret));
 	ret = pass(op);
-	if (ret)
-		return ret;
+	return ret ? ret : snapshot_list_read(&op->list, img->st, &img->hdr, op->err);
+}
+
+static int barrier_hold(struct operation *op, enum held_back what)
+{
+	struct qcow2_image *img = op->img;
+	int ret;
+
 	image_hold(img, what);
 	op->held_ns = clock_ns();
 	ret = pass(op);
@@ -116,24 +125,30 @@ static int barrier_begin(struct operation *op, enum held_back what)
 		if (!ret)
 			op->log_reserved = records;
 	}
-	if (!ret)
-		ret = snapshot_list_read(&op->list, img->st, &img->hdr, op->err);
 	return ret;
+}
+
+/* The log is the guest's again, whose requests go on. */
+static void barrier_release(struct operation *op)
+{
+	if (op->log_reserved)
+		reclog_unreserve(op->img, op->log_reserved);
+	op->log_reserved = 0;
+	if (!op->held_ns)
+		return;
+	op->pause_ns = clock_ns() - op->held_ns;
+	op->held_ns = 0;
+	image_release(op->img);
 }
 
 static void barrier_end(struct operation *op, uint64_t *pause_ns)
 {
-	struct qcow2_image *img = op->img;
-
-	if (op->log_reserved)
-		reclog_unreserve(img, op->log_reserved);
+	barrier_release(op);
 	if (pause_ns)
-		*pause_ns = op->held_ns ? clock_ns() - op->held_ns : 0;
-	if (op->held_ns)
-		image_release(img);
+		*pause_ns = op->pause_ns;
 	snapshot_refs_free(&op->refs);
 	snapshot_list_free(&op->list);
-	co_unlock(&img->barrier);
+	co_unlock(&op->img->barrier);
 }
 
 /* ---- parts ---- */
@@ -299,6 +314,11 @@ static int refs_of(struct operation *op, const struct snapshot *s)
 
 /* ---- create ---- */
 
+/* Rounds before writes are held back: each has less to do than the one before, or is the last. */
+#define ROUNDS_MAX 6
+/* Tables that may be left for the time when they are. */
+#define ROUND_FEW  4
+
 static int create_check(struct operation *op, const char *name)
 {
 	struct qcow2_image *img = op->img;
@@ -312,21 +332,36 @@ static int create_check(struct operation *op, const char *name)
 		if (!strcmp(op->list.v[i].name, name))
 			return error_set(op->err, -EEXIST, "%s: has a snapshot \"%s\" already",
 					 img->st->name, name);
-	ret = snapshot_refs_active(&op->refs, img, op->err);
-	return ret ? ret : snapshot_refs_check(&op->refs, true, op->err);
+	ret = snapshot_refs_none(&op->refs, img, op->err);
+	return ret ? ret : snapshot_prepare_check(&op->refs, op->err);
+}
+
+/* All that the active tables refer to is counted once more, and writes are held back. */
+static int create_count(struct operation *op)
+{
+	uint64_t left = UINT64_MAX, before;
+	unsigned rounds = op->img->meta_loop ? 0 : ROUNDS_MAX;
+	int ret = 0;
+
+	do {
+		before = left;
+		if (rounds < ROUNDS_MAX)
+			ret = snapshot_prepare(&op->refs, false, &left, op->err);
+	} while (!ret && ++rounds < ROUNDS_MAX && left > ROUND_FEW && left <= before / 2);
+	if (!ret)
+		ret = barrier_hold(op, HOLD_WRITES);
+	if (!ret)
+		ret = snapshot_prepare(&op->refs, true, &left, op->err);
+	if (!ret && left)
+		ret = error_set(op->err, -EIO, "%s: its tables change all the time", op->img->st->name);
+	return ret;
 }
 
 static int create_make(struct operation *op, const char *name)
 {
 	struct qcow2_image *img = op->img;
-	int ret = snapshot_active_clear_copied(img);
+	int ret = create_count(op);
 
-	if (ret)
-		return error_set(op->err, ret, "%s: cannot read L2 tables: %s", img->st->name,
-				 strerror(-ret));
-	ret = mutant(MUTANT_SNAPSHOT_RAISE_FIRST) ? 0 : pass(op);
-	if (!ret)
-		ret = snapshot_refs_raise(&op->refs, op->err);
 	if (!ret)
 		ret = write_l1(op, op->refs.entries);
 	if (!ret)
@@ -335,6 +370,23 @@ static int create_make(struct operation *op, const char *name)
 	if (!ret)
 		ret = write_table(op);
 	return ret ? ret : pass(op);
+}
+
+/* Invariant 2. */
+static void create_undo(struct operation *op)
+{
+	struct qcow2_image *img = op->img;
+
+	if (img->wb.sync_failed)
+		return;
+	if (!op->held_ns) {
+		image_hold(img, HOLD_WRITES);
+		op->held_ns = clock_ns();
+	}
+	snapshot_prepare_undo(&op->refs);
+	give_back(op);
+	if (writeback_run(img) || snapshot_active_set_copied(img) || writeback_run(img))
+		log_warn("%s: some flags stay clear", img->st->name);
 }
 
 static int create_run(struct operation *op, const char *name)
@@ -350,18 +402,14 @@ static int create_run(struct operation *op, const char *name)
 	if (!ret)
 		ret = switch_table(op);
 	if (ret) {
-		if (!img->wb.sync_failed) { /* invariant 2 */
-			snapshot_refs_unraise(&op->refs);
-			give_back(op);
-			if (snapshot_active_set_copied(img) || writeback_run(img))
-				log_warn("%s: some flags stay clear", img->st->name);
-		}
+		create_undo(op);
 		return ret;
 	}
 	protect(op, op->l1_hcluster, op->l1_clusters);
 	protect(op, op->table_hcluster, op->table_clusters);
 	if (snapshot_refs_protect(&op->refs))
 		log_warn("%s: no memory to protect a snapshot's tables", img->st->name);
+	barrier_release(op);
 	if (old_clusters)
 		refcount_lower(img, old_first, old_clusters);
 	settle(op, pass(op));
@@ -373,7 +421,7 @@ int qcow2_snapshot_create(struct qcow2_image *img, const char *name, uint64_t *p
 {
 	struct error own = {0};
 	struct operation op = {.img = img, .err = err ? err : &own};
-	int ret = barrier_begin(&op, HOLD_WRITES);
+	int ret = barrier_enter(&op);
 
 	if (!ret)
 		ret = create_run(&op, name);
@@ -434,8 +482,10 @@ int qcow2_snapshot_delete(struct qcow2_image *img, const char *id_or_name, uint6
 {
 	struct error own = {0};
 	struct operation op = {.img = img, .err = err ? err : &own};
-	int ret = barrier_begin(&op, HOLD_WRITES);
+	int ret = barrier_enter(&op);
 
+	if (!ret)
+		ret = barrier_hold(&op, HOLD_WRITES);
 	if (!ret)
 		ret = delete_run(&op, id_or_name);
 	barrier_end(&op, pause_ns);
@@ -572,8 +622,10 @@ int qcow2_snapshot_apply(struct qcow2_image *img, const char *id_or_name, uint64
 {
 	struct error own = {0};
 	struct operation op = {.img = img, .err = err ? err : &own};
-	int ret = barrier_begin(&op, HOLD_ALL);
+	int ret = barrier_enter(&op);
 
+	if (!ret)
+		ret = barrier_hold(&op, HOLD_ALL);
 	if (!ret)
 		ret = apply_run(&op, id_or_name);
 	barrier_end(&op, pause_ns);

@@ -62,6 +62,11 @@ int snapshot_refs_read(struct snapshot_refs *r, struct qcow2_image *img, uint64_
 			 img->st->name, l1_offset, strerror(-ret));
 }
 
+int snapshot_refs_none(struct snapshot_refs *r, struct qcow2_image *img, struct error *err)
+{
+	return refs_alloc(r, img, img->l1.entries, err);
+}
+
 int snapshot_refs_active(struct snapshot_refs *r, struct qcow2_image *img, struct error *err)
 {
 	int ret = refs_alloc(r, img, img->l1.entries, err);
@@ -140,27 +145,45 @@ static int walk_entry(struct walk *w, uint64_t entry)
 	return ret ? ret : w->fn(w, first, count, true);
 }
 
-static int walk_table(struct walk *w, uint64_t hoff)
+/* The table at @hoff, which is in r->l2. */
+static int walk_loaded(struct walk *w, uint64_t hoff)
 {
 	struct snapshot_refs *r = w->r;
 	struct qcow2_image *img = r->img;
 	uint64_t words = (img->cluster_bytes / sizeof(be64_t)) >> img->l2_bits;
-	int ret = storage_pread(img->st, hoff, r->l2, img->cluster_bytes);
+	int ret = w->fn(w, hoff >> img->cluster_bits, 1, false);
+
+	for (uint64_t i = 0; !ret && i < (uint64_t)1 << img->l2_bits; i++)
+		ret = walk_entry(w, be64_get(r->l2[i * words]));
+	return ret ? ret : flush(w);
+}
+
+static int walk_table(struct walk *w, uint64_t hoff)
+{
+	struct snapshot_refs *r = w->r;
+	int ret = storage_pread(r->img->st, hoff, r->l2, r->img->cluster_bytes);
 
 	/* It has been read before it is counted: it may be free then. */
 	if (ret)
 		return error_set(w->err, ret, "%s: cannot read the L2 table at %" PRIu64 ": %s",
-				 img->st->name, hoff, strerror(-ret));
-	ret = w->fn(w, hoff >> img->cluster_bits, 1, false);
-	for (uint64_t i = 0; !ret && i < (uint64_t)1 << img->l2_bits; i++)
-		ret = walk_entry(w, be64_get(r->l2[i * words]));
-	return ret ? ret : flush(w);
+				 r->img->st->name, hoff, strerror(-ret));
+	return walk_loaded(w, hoff);
 }
 
 static bool table_place_valid(const struct qcow2_image *img, uint64_t hoff)
 {
 	return is_aligned(hoff, img->cluster_bytes) && hoff < img->st->size_bytes &&
 	       img->cluster_bytes <= img->st->size_bytes - hoff;
+}
+
+/* An L1 entry that is not 0. */
+static int l1_entry_check(struct walk *w, uint64_t entry)
+{
+	uint64_t hoff = entry & QCOW2_L1_OFFSET_MASK;
+
+	if (entry & QCOW2_L1_RESERVED || !hoff || !table_place_valid(w->r->img, hoff))
+		return broken(w, "an L1 entry is invalid", entry);
+	return 0;
 }
 
 static int walk_l1(struct walk *w)
@@ -174,8 +197,9 @@ static int walk_l1(struct walk *w)
 
 		if (!entry)
 			continue;
-		if (entry & QCOW2_L1_RESERVED || !hoff || !table_place_valid(r->img, hoff))
-			return broken(w, "an L1 entry is invalid", entry);
+		ret = l1_entry_check(w, entry);
+		if (ret)
+			return ret;
 		if (++tables > most)
 			return broken(w, "an L1 table has more L2 tables than there is room for",
 				      tables);
@@ -344,6 +368,68 @@ int snapshot_refs_protect(struct snapshot_refs *r)
 	return 0;
 }
 
+/* ---- one table of the active ones ---- */
+
+/* Table @index as it is in memory, to r->l2. */
+static int table_load(struct walk *w, uint64_t index)
+{
+	struct qcow2_image *img = w->r->img;
+	uint64_t per_slice = (uint64_t)1 << img->l2_slice_bits;
+	uint8_t *to = (uint8_t *)w->r->l2;
+
+	for (uint64_t k = 0; k < (uint64_t)1 << img->l2_bits; k += per_slice) {
+		struct slice *s;
+		int ret = map_slice_get(img, (index << img->l2_bits) + k, &s);
+
+		if (ret || !s)
+			return error_set(w->err, ret ? ret : -EIO, "%s: cannot read L2 tables: %s",
+					 img->st->name, strerror(ret ? -ret : EIO));
+		memcpy(to, s->data, img->slice_bytes);
+		to += img->slice_bytes;
+		cache_put(&img->l2_cache, s);
+	}
+	return 0;
+}
+
+int snapshot_table_check(struct snapshot_refs *r, uint64_t index, struct error *err)
+{
+	struct walk w = {.r = r, .err = err, .fn = check_run, .left = UINT64_MAX, .raise = true};
+	uint64_t entry = table_get(&r->img->l1, index);
+	int ret = entry ? l1_entry_check(&w, entry) : 0;
+
+	if (ret || !entry)
+		return ret;
+	ret = table_load(&w, index);
+	if (!ret)
+		ret = walk_loaded(&w, entry & QCOW2_L1_OFFSET_MASK);
+	if (!ret)
+		ret = check_tights(&w);
+	free(w.tight);
+	return ret;
+}
+
+int snapshot_table_raise(struct snapshot_refs *r, uint64_t hoff, struct error *err)
+{
+	struct walk w = {.r = r, .err = err, .fn = raise_run, .left = UINT64_MAX};
+	struct error ignored = {0};
+	struct walk back = {.r = r, .err = &ignored, .fn = unraise_run};
+	int ret;
+
+	r->raised = 0;
+	ret = walk_table(&w, hoff);
+	back.left = r->raised;
+	if (ret && back.left && walk_loaded(&back, hoff))
+		log_warn("%s: some clusters stay counted that nothing refers to", r->img->st->name);
+	return ret;
+}
+
+int snapshot_table_lower(struct snapshot_refs *r, uint64_t hoff, struct error *err)
+{
+	struct walk w = {.r = r, .err = err, .fn = lower_run, .left = UINT64_MAX};
+
+	return walk_table(&w, hoff);
+}
+
 /* ---- COPIED ---- */
 
 int snapshot_refs_clear_copied(struct snapshot_refs *r, struct error *err)
@@ -407,28 +493,26 @@ static int clear_in_slice(struct qcow2_image *img, uint64_t index, uint64_t firs
 	return ret;
 }
 
-int snapshot_active_clear_copied(struct qcow2_image *img)
+int snapshot_table_clear_copied(struct qcow2_image *img, uint64_t index, bool *any)
 {
 	uint64_t per_slice = (uint64_t)1 << img->l2_slice_bits;
+	uint64_t entry = table_get(&img->l1, index), count = 2;
 	int ret = 0;
 
-	for (uint64_t i = 0; !ret && i < img->l1.entries; i++) {
-		uint64_t entry = table_get(&img->l1, i), count = 2;
-
-		/*
-		 * A table that is shared already has no such entries. The flag alone does not tell: when
-		 * flags are set again after a delete, those in L2 tables are on disk first.
-		 */
-		if (!(entry & QCOW2_COPIED) && entry & QCOW2_L1_OFFSET_MASK && !(entry & L1_BROKEN))
-			ret = refcount_get(img, (entry & QCOW2_L1_OFFSET_MASK) >> img->cluster_bits,
-					   &count);
-		if (ret || (!(entry & QCOW2_COPIED) && count > 1))
-			continue;
-		for (uint64_t k = 0; !ret && k < (uint64_t)1 << img->l2_bits; k += per_slice)
-			ret = clear_in_slice(img, i, k);
-		if (!ret)
-			table_set(&img->l1, img, i, entry & ~QCOW2_COPIED);
-	}
+	*any = false;
+	/*
+	 * A table that is shared already has no such entries. The flag alone does not tell: when
+	 * flags are set again after a delete, those in L2 tables are on disk first.
+	 */
+	if (!(entry & QCOW2_COPIED) && entry & QCOW2_L1_OFFSET_MASK && !(entry & L1_BROKEN))
+		ret = refcount_get(img, (entry & QCOW2_L1_OFFSET_MASK) >> img->cluster_bits, &count);
+	if (ret || (!(entry & QCOW2_COPIED) && count > 1))
+		return ret;
+	for (uint64_t k = 0; !ret && k < (uint64_t)1 << img->l2_bits; k += per_slice)
+		ret = clear_in_slice(img, index, k);
+	if (!ret)
+		table_set(&img->l1, img, index, entry & ~QCOW2_COPIED);
+	*any = true;
 	return ret;
 }
 

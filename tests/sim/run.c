@@ -171,11 +171,14 @@ static void choose_range(struct run *r, uint64_t *sector, uint64_t *sectors)
 
 static void submit_random(struct run *r, struct slot *s)
 {
-	enum blk_op op = choose_op(r);
+	bool spot = r->cfg.snapshots && rng_chance(&r->rng, r->cfg.seed % 2 ? 20 : 75);
+	enum blk_op op = spot ? BLK_WRITE : choose_op(r);
 	uint64_t sector = 0, sectors = 0;
 	unsigned flags = 0;
 
-	if (op != BLK_FLUSH)
+	if (spot)
+		snaps_spot(r, run_unit(r), &sector, &sectors);
+	else if (op != BLK_FLUSH)
 		choose_range(r, &sector, &sectors);
 	/* without a payload it may be of any length */
 	if ((op == BLK_DISCARD || op == BLK_WRITE_ZEROES) && rng_chance(&r->rng, 10))

@@ -82,6 +82,51 @@ struct running {
 	struct run *r;
 };
 
+/*
+ * Whether there is a moment at which each sector may have held what the snapshot has of it: after the
+ * submission of what it holds, and before the completion of whatever certainly came later.
+ */
+static bool one_moment(struct run *r, const struct snap *s)
+{
+	const struct guest *g = &r->guest;
+	uint64_t from = 0, to = SIM_NEVER, from_sector = 0, to_sector = 0;
+
+	for (uint64_t i = 0; i < g->sectors; i++) {
+		const struct guest_sector *sector = &g->sector[i];
+		const struct guest_op *held;
+		bool writes_only = true;
+
+		if (!s->values[i] || s->values[i] >= g->ops.n)
+			continue;
+		held = &g->ops.at[s->values[i]];
+		/* going back to a snapshot brings old values again */
+		for (size_t k = 0; k < sector->refs.n; k++)
+			writes_only &= !g->ops.at[sector->refs.at[k].op].values;
+		if (!writes_only)
+			continue;
+		if (held->submit > from) {
+			from = held->submit;
+			from_sector = i;
+		}
+		for (size_t k = 0; k < sector->refs.n; k++) {
+			const struct guest_op *op = &g->ops.at[sector->refs.at[k].op];
+
+			if (op->failed || op->op == BLK_DISCARD || op->op == BLK_READ ||
+			    op->submit <= held->done || op->done >= to)
+				continue;
+			to = op->done;
+			to_sector = i;
+		}
+	}
+	if (from <= to)
+		return true;
+	run_fail(r,
+		 "snapshot %s is of no moment: it has what was written to sector %" PRIu64 " after %" PRIu64
+		 ", and not what was written to sector %" PRIu64 " before %" PRIu64,
+		 s->name, from_sector, from, to_sector, to);
+	return false;
+}
+
 /* What was made is read, and was the disk's at some time from the begin of the operation on. */
 static void made(struct run *r, struct snap *s)
 {
@@ -112,6 +157,8 @@ static void made(struct run *r, struct snap *s)
 	}
 	if (!guest_check_read(&r->guest, number, mem, r->text, sizeof(r->text)))
 		r->failed = true;
+	else
+		(void)one_moment(r, s);
 	sim_free(mem);
 }
 
@@ -220,6 +267,17 @@ bool snaps_begin(struct run *r)
 	list_init(&run->task.list);
 	loop_spawn(r->loops[0], &run->task);
 	return true;
+}
+
+void snaps_spot(struct run *r, uint64_t unit, uint64_t *sector, uint64_t *sectors)
+{
+	uint64_t cluster = max_of(r->cfg.create.cluster_bytes / SECTOR_BYTES, unit);
+	uint64_t first = align_down(r->cfg.seed * 7919 % r->guest.now, cluster);
+
+	*sector = align_down(first + rng_below(&r->rng, 2 * cluster), unit);
+	*sectors = unit;
+	if (*sector + *sectors > r->guest.now)
+		*sector = 0;
 }
 
 bool snaps_idle(struct run *r)

@@ -50,6 +50,11 @@ void snaps_free(struct snaps *s);
 /* Begins some operation; false if there is none to begin. It is over when snaps_idle() says so. */
 bool snaps_begin(struct run *r);
 bool snaps_idle(struct run *r);
+/*
+ * A small range, in sectors, in one of two clusters: writes there meet each other, in place and copying, while
+ * snapshots are made.
+ */
+void snaps_spot(struct run *r, uint64_t unit, uint64_t *sector, uint64_t *sectors);
 /* Outside of any loop, soon after it: looks at what it did. */
 void snaps_settle(struct run *r);
 /* After a kill, and the recovery: what became of the operation that was under way. */

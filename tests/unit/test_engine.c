@@ -7,7 +7,9 @@
  * off again; an L2 table that a snapshot shares can be copied while it is being read; a DISCARD that needs
  * room gets what is being freed; two changes of the header that are made at the same time are both there; a
  * disk in use can grow any number of times; an operation that is under way is over before the image is
- * closed; and clusters that may belong to a feature which is not known are not taken for leaks.
+ * closed; clusters that may belong to a feature which is not known are not taken for leaks; and a snapshot of a
+ * large map holds writes back for a small part of its time only, loses none that was under way, and has all up
+ * to its switch.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -15,6 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <time.h>
 
 #include <cmocka.h>
 
@@ -22,6 +25,7 @@
 #include "base/math.h"
 #include "memory.h"
 #include "qcow2.h"
+#include "qcow2/alloc.h"
 #include "qcow2/check.h"
 #include "qcow2/image.h"
 #include "ring/co.h"
@@ -42,13 +46,15 @@ static unsigned nr_held;
 static bool hold_syncs;
 static uint64_t hold_reads_from, hold_reads_to; /* of reads that begin there */
 static bool hold_header; /* writes of it */
+static uint64_t hold_writes_from, hold_writes_to; /* of writes that begin there */
 
 static bool is_held(const struct storage_io *io)
 {
 	if (io->op == STORAGE_READ)
 		return io->offset_bytes >= hold_reads_from && io->offset_bytes < hold_reads_to;
 	if (io->op == STORAGE_WRITE)
-		return hold_header && !io->offset_bytes;
+		return (hold_header && !io->offset_bytes) ||
+		       (io->offset_bytes >= hold_writes_from && io->offset_bytes < hold_writes_to);
 	return hold_syncs && io->op == STORAGE_SYNC;
 }
 
@@ -670,6 +676,201 @@ static void test_a_disk_grows_again_and_again(void **state)
 	assert_sound();
 }
 
+struct snapshotting {
+	struct co_task task;
+	const char *name;
+	uint64_t pause_ns;
+	int ret;
+};
+
+static void snapshot_task(struct co_task *task)
+{
+	struct snapshotting *s = container_of(task, struct snapshotting, task);
+
+	s->ret = qcow2_snapshot_create(img, s->name, &s->pause_ns, &error);
+}
+
+static void snapshot_start(struct snapshotting *s, const char *name)
+{
+	*s = (struct snapshotting){.task = {.fn = snapshot_task}, .name = name, .ret = 1};
+	list_init(&s->task.list);
+	loop_spawn(loop, &s->task);
+	turn();
+}
+
+/* A write of @len bytes of @value, which may not be over yet. */
+static void send_value(struct call *c, uint8_t value, uint64_t offset, uint64_t len)
+{
+	static _Alignas(4096) uint8_t values[256][4096];
+
+	memset(values[value], value, sizeof(values[value]));
+	memset(c, 0, sizeof(*c));
+	c->ret = 1;
+	c->req = (struct blk_request){.op = BLK_WRITE,
+				      .offset_bytes = offset,
+				      .len_bytes = len,
+				      .buf.base = values[value],
+				      .complete = call_complete,
+				      .priv = c->priv};
+	c->msg.fn = call_submit;
+	loop_post(loop, &c->msg);
+	turn();
+}
+
+/* On the loop: the sync that was held last. */
+static void release_sync(struct loop_msg *msg)
+{
+	assert_true(nr_held && held[nr_held - 1]->op == STORAGE_SYNC);
+	nr_held--;
+	memory_submit(&disk.st, held[nr_held]);
+}
+
+/*
+ * A write in place is under way when a snapshot begins; another one, which copies the cluster for its sake,
+ * does not leave behind what the first one is writing.
+ */
+static void test_what_a_snapshot_shares_is_not_copied_too_early(void **state)
+{
+	struct qcow2_options opts = {.no_lock = true};
+	struct loop_msg release = {.fn = release_writes};
+	static struct snapshotting snapshot;
+	static struct call in_place, copies;
+	uint64_t hoff;
+
+	create(64 * KiB, 16, 8 * MiB);
+	start(&opts);
+	memset(buffer, 'a', sizeof(buffer));
+	assert_int_equal(request(BLK_WRITE, 0, 0, 64 * KiB), 0);
+	assert_int_equal(request(BLK_FLUSH, 0, 0, 0), 0);
+	hoff = be64_at(be64_at(be64_at(40)) & QCOW2_L1_OFFSET_MASK) & QCOW2_L2_OFFSET_MASK;
+	hold_writes_from = hoff;
+	hold_writes_to = hoff + 64 * KiB;
+	send_value(&in_place, 'b', 0, 4096);
+	assert_int_equal(nr_held, 1);
+	hold_syncs = true;
+	snapshot_start(&snapshot, "s");
+	while (table_get(&img->l1, 0) & QCOW2_COPIED) {
+		struct loop_msg sync = {.fn = release_sync};
+
+		loop_post(loop, &sync);
+		turn();
+	}
+	assert_int_equal(snapshot.ret, 1);
+	assert_int_equal(img->hold, HOLD_NONE);
+	send_value(&copies, 'c', 8192, 4096);
+	assert_int_equal(copies.ret, 1);
+	hold_writes_to = 0;
+	hold_syncs = false;
+	loop_post(loop, &release);
+	turn();
+	assert_int_equal(in_place.ret, 0);
+	assert_int_equal(copies.ret, 0);
+	assert_int_equal(snapshot.ret, 0);
+	assert_int_equal(request(BLK_READ, 0, 0, 64 * KiB), 0);
+	assert_int_equal(buffer[0], 'b');
+	assert_int_equal(buffer[4096], 'a');
+	assert_int_equal(buffer[8192], 'c');
+	assert_int_equal(stop(), 0);
+	assert_sound();
+}
+
+static uint64_t count_of_table;
+
+static void count_task(struct co_task *task)
+{
+	uint64_t hoff = table_get(&img->l1, 0) & QCOW2_L1_OFFSET_MASK;
+
+	assert_int_equal(refcount_get(img, hoff >> img->cluster_bits, &count_of_table), 0);
+}
+
+/* Whether the first L2 table has been counted for a snapshot. */
+static bool table_is_counted(void)
+{
+	struct co_task task = {.fn = count_task};
+
+	count_of_table = 0;
+	list_init(&task.list);
+	loop_spawn(loop, &task);
+	turn();
+	return count_of_table == 2;
+}
+
+/* Writes go on to a table that has been counted for the snapshot: it has them all, up to its switch. */
+static void test_a_snapshot_has_what_was_written_while_it_was_made(void **state)
+{
+	struct qcow2_options opts = {.no_lock = true, .cache_size_bytes = 1};
+	struct qcow2_options of_it = {.no_lock = true, .read_only = true, .snapshot = "s"};
+	static struct snapshotting snapshot;
+	static struct call writer;
+	uint8_t value = 1, before_the_hold = 0;
+	bool held_back = false;
+
+	create(4096, 16, 16 * MiB); /* tables of 2 MiB, a few of which are counted at once */
+	start(&opts);
+	memset(buffer, 0, 4096);
+	for (uint64_t at = 0; at < 16 * MiB; at += 2 * MiB)
+		assert_int_equal(request(BLK_WRITE, 0, at, 4096), 0);
+	assert_int_equal(request(BLK_FLUSH, 0, 0, 0), 0);
+	hold_syncs = true;
+	snapshot_start(&snapshot, "s");
+	while (snapshot.ret == 1) {
+		struct loop_msg release = {.fn = release_writes};
+
+		if (value == 1 ? table_is_counted() : writer.ret == 0)
+			send_value(&writer, value++, 0, 4096);
+		held_back |= img->hold != HOLD_NONE;
+		if (!held_back && value > 1 && writer.ret == 0)
+			before_the_hold = value - 1;
+		assert_true(nr_held && value < 200);
+		loop_post(loop, &release);
+		turn();
+	}
+	hold_syncs = false;
+	assert_int_equal(snapshot.ret, 0);
+	assert_true(held_back && before_the_hold);
+	assert_int_equal(stop(), 0);
+	assert_sound();
+	start(&of_it);
+	assert_int_equal(request(BLK_READ, 0, 0, 4096), 0);
+	assert_true(buffer[0] >= before_the_hold && buffer[0] <= value);
+	assert_int_equal(stop(), 0);
+}
+
+/* Of several times, since another process may have had the CPU in any of them. */
+static void test_a_snapshot_holds_writes_back_for_its_switch_only(void **state)
+{
+	struct qcow2_create_options o = {.size_bytes = 32 * MiB,
+					 .cluster_bytes = 512,
+					 .refcount_bits = 16,
+					 .preallocation = QCOW2_PREALLOC_METADATA};
+	struct qcow2_options opts = {.no_lock = true};
+	static const char *const names[] = {"a", "b", "c", "d", "e", "f"};
+	bool short_once = false;
+
+	memory_destroy(&disk);
+	memory_init(&disk);
+	disk.st.ops = &engine_ops;
+	assert_int_equal(qcow2_create(&disk.st, &o, &error), 0);
+	start(&opts);
+	for (unsigned i = 0; i < ARRAY_LEN(names) && !short_once; i++) {
+		struct timespec begin, end;
+		struct snapshotting s;
+		uint64_t all_ns;
+
+		clock_gettime(CLOCK_MONOTONIC, &begin);
+		snapshot_start(&s, names[i]);
+		clock_gettime(CLOCK_MONOTONIC, &end);
+		assert_int_equal(s.ret, 0);
+		all_ns = (uint64_t)(end.tv_sec - begin.tv_sec) * 1000000000 + (uint64_t)end.tv_nsec -
+			 (uint64_t)begin.tv_nsec;
+		assert_true(s.pause_ns && s.pause_ns < all_ns);
+		short_once = s.pause_ns < all_ns / 5;
+	}
+	assert_true(short_once);
+	assert_int_equal(stop(), 0);
+	assert_sound();
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -685,6 +886,9 @@ int main(void)
 		cmocka_unit_test(test_a_disk_grows_again_and_again),
 		cmocka_unit_test(test_the_end_waits_for_an_operation),
 		cmocka_unit_test(test_no_leak_is_seen_in_what_is_not_known),
+		cmocka_unit_test(test_a_snapshot_holds_writes_back_for_its_switch_only),
+		cmocka_unit_test(test_what_a_snapshot_shares_is_not_copied_too_early),
+		cmocka_unit_test(test_a_snapshot_has_what_was_written_while_it_was_made),
 	};
 	int ret = cmocka_run_group_tests(tests, NULL, NULL);
 

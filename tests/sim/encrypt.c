@@ -8,6 +8,7 @@
 #include "base/secret.h"
 #include "qcow2/cipher.h"
 #include "qcow2/luks.h"
+#include "simview.h"
 
 #define MEMO_MAX 4
 
@@ -53,6 +54,31 @@ static unsigned cipher_index(const struct qcow2_luks_options *o)
 	}
 }
 
+/* The first time, in earnest, and outside of any run: its reads would be in that run's record. */
+static int unlock_now(const uint8_t *area, uint64_t bytes, const struct secret *phrase_given,
+		      struct error *err)
+{
+	struct sim_map map = {.size_bytes = bytes};
+	struct secret *key = secret_create(CIPHER_KEY_MAX);
+	struct luks_disk_header disk;
+	struct simview view = {0};
+	struct luks l;
+	int ret;
+
+	assert(key);
+	for (uint64_t s = 0; s < bytes / SECTOR_BYTES; s++)
+		sim_map_set(&map, s, area + s * SECTOR_BYTES);
+	simview_open(&view, &map, true);
+	memcpy(&disk, area, sizeof(disk));
+	ret = luks_parse(&l, &disk, bytes, "simulated", err);
+	if (!ret)
+		ret = __wrap_luks_unlock(&l, &view.storage, 0, phrase_given, key, err);
+	secret_destroy(key);
+	simview_free(&view);
+	sim_map_free(&map);
+	return ret;
+}
+
 int __wrap_luks_format(const struct qcow2_luks_options *o, const struct secret *phrase_given, uint8_t *area,
 		       struct error *err)
 {
@@ -69,7 +95,7 @@ int __wrap_luks_format(const struct qcow2_luks_options *o, const struct secret *
 		return ret;
 	*made = sim_malloc(bytes);
 	memcpy(*made, area, bytes);
-	return 0;
+	return unlock_now(*made, bytes, phrase_given, err);
 }
 
 int __wrap_luks_unlock(const struct luks *l, struct storage *st, uint64_t area_offset,

@@ -219,6 +219,7 @@ static int table_load(struct qcow2_image *img, uint32_t i, bool *good, struct er
 	if (ret || !*good)
 		return ret ? error_set(err, ret, "cannot read refcounts: %s", error_text(NULL, ret)) : 0;
 	raw = aligned_alloc(4096, align_up(room, 4096));
+	free(s->table); /* of a try that failed */
 	s->table = calloc(e->table_entries, sizeof(*s->table));
 	if (!raw || !s->table) {
 		free(raw);
@@ -274,6 +275,15 @@ static int bitmap_take(struct qcow2_image *img, uint32_t i, bool exact, struct e
 static bool session_ours(const struct bitmap_session *s, uint32_t i)
 {
 	return atomic_load(&s->ours[i / WORD_BITS]) >> (i % WORD_BITS) & 1;
+}
+
+/* What could not be taken again is not recorded from now on: nobody may take it later. */
+static void session_disown(struct bitmaps *b)
+{
+	for (uint32_t i = 0; i < b->dir.count; i++)
+		if (b->v[i].role != BITMAP_OURS)
+			atomic_fetch_and(&b->session->ours[i / WORD_BITS],
+					 ~((uint64_t)1 << (i % WORD_BITS)));
 }
 
 static void session_set_ours(struct bitmap_session *s, uint32_t i)
@@ -332,10 +342,12 @@ static void session_begin(struct qcow2_image *img, unsigned map_bits)
 	struct bitmaps *b = &img->bitmaps;
 	struct bitmap_session *s = b->session;
 	const struct qcow2_header *h = &img->hdr;
+	uint64_t used = b->map_bytes;
 
 	atomic_store(&s->on, 0);
-	if (!b->own_bytes)
-		memset((uint8_t *)s + BITMAPS_SESSION_BYTES, 0, b->map_bytes);
+	if (b->own_bytes) /* it is zeros: what is used of it is made present, before requests need it */
+		used = min_of(div_up(img->size_bytes >> map_bits, 8) + 1, b->map_bytes);
+	memset((uint8_t *)s + BITMAPS_SESSION_BYTES, 0, used);
 	for (size_t i = 0; i < ARRAY_LEN(s->ours); i++)
 		atomic_store(&s->ours[i], 0);
 	for (uint32_t i = 0; i < b->dir.count; i++)
@@ -465,9 +477,11 @@ int bitmaps_open(struct qcow2_image *img, bool resume, struct error *err)
 	ret = roles_take(img, resume, err);
 	if (ret)
 		return ret;
-	if (!resume)
+	if (resume)
+		session_disown(b);
+	else
 		record_begin(img);
-	else if (finest(b))
+	if (resume && finest(b))
 		map_start(img);
 	/* the disk may have got another size meanwhile */
 	b->resized = resume;

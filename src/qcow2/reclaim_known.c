@@ -115,7 +115,8 @@ static int known_bitmaps(struct qcow2_image *img, bool *whole, struct error *err
 
 	if (!h->has_bitmaps_ext || !(h->autoclear & QCOW2_AUTOCLEAR_BITMAPS))
 		return 0;
-	if (bytes > KNOWN_DIRECTORY_MAX || !is_aligned(h->bitmap_directory_offset, img->cluster_bytes)) {
+	if (bytes > KNOWN_DIRECTORY_MAX || !is_aligned(h->bitmap_directory_offset, img->cluster_bytes) ||
+	    h->bitmap_directory_offset > img->st->size_bytes) {
 		*whole = false;
 		return 0;
 	}

@@ -56,7 +56,8 @@
 
 enum op { OP_READ, OP_WRITE, OP_FUA, OP_ZERO, OP_DISCARD, OP_FSYNC, OP_COUNT };
 
-static const char *const op_names[] = {"read", "write", "write with FUA", "zero", "discard", "fsync"};
+static const char *const op_names[] = {"read", "write",	  "write with FUA",
+				       "zero", "discard", "fsync"};
 
 struct record {
 	uint64_t number; /* from 1; 0: none */
@@ -135,7 +136,8 @@ static void differs(uint64_t at, const uint8_t *found)
 	if (fsx.result)
 		return;
 	fsx.result = 1;
-	printf("fsx: seed %llu: after %llu operations the sector at %llu is not as the model has it; it begins with"
+	printf("fsx: seed %llu: after %llu operations the sector at %llu is not as the model has "
+	       "it; it begins with"
 	       " %016llx %016llx %016llx. What touched it:\n",
 	       (unsigned long long)fsx.seed, (unsigned long long)fsx.ops, (unsigned long long)at,
 	       (unsigned long long)words[0], (unsigned long long)words[1],
@@ -150,8 +152,8 @@ static void op_failed(enum op op, uint64_t offset, uint32_t len)
 	pthread_mutex_lock(&fsx.lock);
 	if (!fsx.result) {
 		fsx.result = 3;
-		printf("fsx: %s %llu+%u failed: %s\n", op_names[op], (unsigned long long)offset, len,
-		       strerror(error));
+		printf("fsx: %s %llu+%u failed: %s\n", op_names[op], (unsigned long long)offset,
+		       len, strerror(error));
 	}
 	pthread_mutex_unlock(&fsx.lock);
 }
@@ -259,7 +261,7 @@ static enum op choose_op(struct worker *w)
 {
 	uint64_t n = rnd(w, 100);
 
-	return n < 36  ? OP_READ
+	return n < 36	? OP_READ
 	       : n < 74 ? OP_WRITE
 	       : n < 80 ? OP_FUA
 	       : n < 88 ? OP_ZERO

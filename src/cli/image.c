@@ -91,15 +91,21 @@ static void count_in_use(void *arg, const struct qcow2_bitmap *bitmap)
 static int bitmaps_in_child(void *arg, struct error *err)
 {
 	const struct storage_file_options options = {.read_only = true};
+	struct qcow2_info *info = malloc(sizeof(*info));
 	struct storage *st;
 	unsigned lost = 0;
-	int ret;
+	int ret = 0;
 
 	confine(CONFINE_TOOL);
-	if (storage_file_open(&st, arg, &options, NULL))
+	if (!info || storage_file_open(&st, arg, &options, NULL)) {
+		free(info);
 		return 0;
-	ret = qcow2_bitmap_list(st, count_in_use, &lost, NULL);
+	}
+	/* what is wrong with the header is said by who opens it */
+	if (qcow2_info(st, info, NULL) == 0 && info->bitmaps)
+		ret = qcow2_bitmap_list(st, count_in_use, &lost, NULL);
 	storage_close(st);
+	free(info);
 	return ret ? ret : (int)lost;
 }
 

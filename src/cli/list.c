@@ -147,11 +147,12 @@ const struct cli_command cli_command_list = {
 	.name = "list",
 	.summary = "say what is attached",
 	.synopsis = "[--json]",
-	.help = "Lists the attached devices. State: starting; live; no-space, live, but requests are held until there\n"
-		"is space (see 'add --on-enospc'); lost, where the daemon is there, but its device is gone, so that the\n"
-		"daemon is ending or hangs; stopping; recovering; quiesced, where 'ublk-qcow2 recover' is\n"
-		"waited for; dead, where the daemon was killed and 'ublk-qcow2 del' has to clean up after it;\n"
-		"orphan, a ublk device of whatever program that nobody serves (see 'del --orphans').\n"
+	.help = "Lists the attached devices. State: starting; live; no-space, live, but requests are\n"
+		"held until there is space (see 'add --on-enospc'); lost, where the daemon is there, but its\n"
+		"device is gone, so that the daemon is ending or hangs; stopping; recovering; quiesced, where\n"
+		"'ublk-qcow2 recover' is waited for; dead, where the daemon was killed and 'ublk-qcow2 del' has\n"
+		"to clean up after it; orphan, a ublk device of whatever program that nobody serves (see 'del\n"
+		"--orphans').\n"
 		"\n"
 		"  -J, --json  as a JSON array, one object for each device\n"
 		"  -a, --all   accepted for losetup's sake: all are listed anyway\n"

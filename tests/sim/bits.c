@@ -135,10 +135,14 @@ bool bits_kept(const struct bits *before, const struct bits *after, char *text, 
 
 /*
  * For each granule: 2 it was about to change, 1 perhaps, 0 nobody asked for it. A request that failed, or was
- * not issued again after a kill, may not have begun; one of all sectors is a snapshot that was applied.
+ * not issued again after a kill, may not have begun; one of all sectors is a snapshot that was applied. What
+ * was past the end that the disk has by now is not in it any more, and the rest of that granule has not changed.
  */
-static void requested(const struct run *r, unsigned granularity_bits, uint8_t *asked, uint64_t count)
+static void requested(const struct run *r, const struct bits *b, unsigned i, uint8_t *asked)
 {
+	unsigned granularity_bits = b->at[i].granularity_bits;
+	uint64_t count = granules(b, i);
+
 	for (size_t k = 1; k < r->guest.ops.n; k++) {
 		const struct guest_op *op = &r->guest.ops.at[k];
 		bool sure = op->done != SIM_NEVER && !op->failed;
@@ -147,7 +151,7 @@ static void requested(const struct run *r, unsigned granularity_bits, uint8_t *a
 			continue;
 		for (uint64_t g = op->sector * SECTOR_BYTES >> granularity_bits;
 		     g <= ((op->sector + op->sectors) * SECTOR_BYTES - 1) >> granularity_bits && g < count; g++)
-			asked[g] = max_of(asked[g], (uint8_t)(1 + sure));
+			asked[g] = max_of(asked[g], (uint8_t)(1 + (sure && op->sector * SECTOR_BYTES < b->size_bytes)));
 	}
 }
 
@@ -158,7 +162,7 @@ static void check_one(struct run *r, const struct bits *b, unsigned i)
 	uint8_t *asked = sim_calloc(count + 1, 1);
 
 	if (b->at[i].enabled)
-		requested(r, b->at[i].granularity_bits, asked, count);
+		requested(r, b, i, asked);
 	for (uint64_t g = 0; g < count; g++) {
 		bool was = g < before->granules[i] && before->set[i][g];
 		bool is = bits_test(b, i, g);

@@ -107,15 +107,29 @@ static void check_errors(struct run *r, struct slot *s)
 		run_fail(r, "read op %u failed with %d, and the disk has not since", s->number, s->ret);
 }
 
+/* Whether the disk has ever been changed. */
+static bool has_begun(const struct run *r)
+{
+	for (size_t k = 1; k < r->guest.ops.n; k++) {
+		const struct guest_op *op = &r->guest.ops.at[k];
+
+		if (op->op != BLK_READ && op->op != BLK_FLUSH && op->done != SIM_NEVER && !op->failed)
+			return true;
+	}
+	return false;
+}
+
 /*
  * The fault is gone: what must work works, and what must not does not. After a failed sync nothing is
  * written back, so writes that change the map go on as long as there is room in memory for it; in place
- * they always go on, and so do reads.
+ * they always go on, and so do reads. Bitmaps whose in_use could not be made durable before the first write
+ * (rule 7) leave nothing to be written at all.
  */
 static void afterwards(struct run *r)
 {
 	uint64_t some = min_of(r->guest.sectors, (uint64_t)8), unit = run_unit(r);
-	bool broken = run_sync_failed(r), works = !broken || run_roomy(r);
+	bool broken = run_sync_failed(r);
+	bool works = !broken || (run_roomy(r) && (!r->bits_before.bits.n || has_begun(r)));
 	uint64_t step = align_up(r->guest.sectors / (broken ? 64 : 3) + 1, unit);
 	int ret;
 

@@ -118,9 +118,9 @@ static void data_apart(struct run_config *cfg, struct rng *r)
 	cfg->data_device = rng_chance(r, 20);
 	cfg->open.compress = false;
 	c->data_file = NAMED_DATA_FILE;
-	if (cfg->data == RUN_DATA_FILE)
+	c->data_file_raw = cfg->data == RUN_DATA_RAW; /* not as it may have been chosen before */
+	if (!c->data_file_raw)
 		return;
-	c->data_file_raw = true;
 	c->preallocation = QCOW2_PREALLOC_METADATA;
 	cfg->below_seed = 0;
 }

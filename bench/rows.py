@@ -177,7 +177,7 @@ ROWS = [
     Row("3-randrw-4k", 3, "mapped 4k random, half reads half writes", W("mix"), UBLK,
         (("ublk", "ublk-raw", 0.95), ("ublk", "qemu-nbd", 6)), size_mib=256),
     Row("3-rw-512k", 3, "mapped 512k random, half reads half writes", W("mix", 512 * KIB), UBLK,
-        (("ublk", "ublk-raw", 0.95),), size_mib=256),
+        (("ublk", "ublk-raw", 0.95), ("ublk", "qemu-nbd", 6)), size_mib=256),
     Row("3-randwrite-4k-empty", 3, "4k random write to an empty image, depth 64", W("write"),
         ("ublk", "ublk:mapped", "ublk-raw", "qemu-nbd"),
         (("ublk", "ublk:mapped", 0.5), ("ublk", "qemu-nbd", 10)), image="empty", fresh=True, size_mib=256),

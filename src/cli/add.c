@@ -338,6 +338,8 @@ static int image_prepare(struct add *add, struct error *err)
 	if (!add->path)
 		return error_set(err, -errno, "%s", strerror(errno));
 	add->config.target_options.path = add->path;
+	if (cli_names_image(&add->names, add->image, add->path))
+		return error_set(err, -ENOMEM, "out of memory");
 	ret = image_probe(add->path, &qcow2, &direct_works, err);
 	if (!ret && !add->config.target)
 		ret = target_choose(add, qcow2, err);

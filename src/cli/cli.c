@@ -160,8 +160,30 @@ int cli_backing_dir(const struct cli_command *cmd, struct cli_names *names, cons
 	return CLI_OK;
 }
 
+int cli_names_image(struct cli_names *names, const char *image, const char *real)
+{
+	const char *slash = strrchr(image, '/'), *name = slash ? slash + 1 : image;
+	char *folder = slash ? strndup(image, (size_t)(name - image)) : strdup(".");
+	char *in = folder ? realpath(folder, NULL) : NULL, *as = NULL;
+
+	free(folder);
+	if (!in || asprintf(&as, "%s/%s", strcmp(in, "/") == 0 ? "" : in, name) < 0)
+		as = NULL;
+	free(in);
+	if (!as)
+		return -ENOMEM;
+	if (strcmp(as, real) == 0) {
+		free(as);
+		as = NULL;
+	}
+	names->policy.image_as = as;
+	return 0;
+}
+
 void cli_names_free(struct cli_names *names)
 {
+	free((char *)(uintptr_t)names->policy.image_as);
+	names->policy.image_as = NULL;
 	for (unsigned i = 0; i < names->policy.nr_dirs; i++)
 		free((char *)(uintptr_t)names->policy.dirs[i]);
 	names->policy.nr_dirs = 0;

@@ -67,6 +67,11 @@ struct cli_names {
 };
 /* Takes a folder, which must exist; CLI_OK, or an error that was printed. */
 int cli_backing_dir(const struct cli_command *cmd, struct cli_names *names, const char *dir);
+/*
+ * Names in @image, of which @real is where it really is, start beside it, also where it is a symbolic link.
+ * 0 or -ENOMEM.
+ */
+int cli_names_image(struct cli_names *names, const char *image, const char *real) must_check;
 void cli_names_free(struct cli_names *names);
 
 /*

@@ -120,7 +120,7 @@ static int image_resize(const struct resize *r, const char *path, struct error *
 	return ret;
 }
 
-static int file_resize(const struct resize *r, const char *name, struct error *err)
+static int file_resize(struct resize *r, const char *name, struct error *err)
 {
 	struct stat st;
 	char *path;
@@ -131,7 +131,11 @@ static int file_resize(const struct resize *r, const char *name, struct error *e
 	path = realpath(name, NULL);
 	if (!path)
 		return error_set(err, -errno, "%s", strerror(errno));
-	ret = image_resize(r, path, err);
+	ret = cli_names_image(&r->names, name, path);
+	if (ret)
+		error_set(err, ret, "out of memory");
+	else
+		ret = image_resize(r, path, err);
 	free(path);
 	if (!ret && !r->quiet)
 		puts("Image resized.");

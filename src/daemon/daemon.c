@@ -189,6 +189,8 @@ static int entry_fill_names(struct entry *e, const struct names_policy *names, s
 	if (!names)
 		return 0;
 	e->backing_any = names->any;
+	if (names->image_as)
+		snprintf(e->image_as, sizeof(e->image_as), "%s", names->image_as);
 	if (names->backing_format)
 		snprintf(e->backing_format, sizeof(e->backing_format), "%s", names->backing_format);
 	for (unsigned i = 0; i < names->nr_dirs; i++) {

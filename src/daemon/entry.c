@@ -149,6 +149,7 @@ static char *file_text(const struct entry *e)
 
 	put(&o, "image_bytes", bytes_json(e->image));
 	put(&o, "device_bytes", bytes_json(e->device));
+	put(&o, "image_as_bytes", bytes_json(e->image_as));
 	put(&o, "image_id", json_string(e->image_id));
 	put(&o, "start_ticks", json_integer((json_int_t)e->process.start_ticks));
 	put(&o, "boot_id", json_string(e->process.boot_id));
@@ -357,6 +358,8 @@ static int entry_from_json(struct entry *e, const json_t *o)
 	e->detect_zeroes = (unsigned)detect;
 	e->backing_any = json_is_true(json_object_get(o, "backing_any"));
 	/* these, too, are not in what an older program has written */
+	if (bytes_get(o, "image_as_bytes", e->image_as, sizeof(e->image_as)))
+		e->image_as[0] = '\0';
 	e->hold_enospc = strcmp(string_or(o, "on_enospc"), "stop") == 0;
 	e->no_space = json_is_true(json_object_get(o, "no_space"));
 	e->recovery = json_is_true(json_object_get(o, "recovery"));

@@ -65,6 +65,7 @@ struct entry {
 	/* where names in the image may lead (storage/names.h): folders one after the other, ended by "" */
 	char backing_dirs[ENTRY_DIRS_BYTES];
 	bool backing_any;
+	char image_as[PATH_MAX]; /* the link that was given for the image; empty: none */
 	char backing_format[8]; /* of --backing-format; empty: none */
 	char snapshot[256];	/* of --snapshot; empty: none */
 	int64_t started; /* seconds since 1970 */

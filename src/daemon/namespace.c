@@ -170,6 +170,16 @@ static void pin(struct namespace *ns, const char *path)
 		ns->pins[ns->nr_pins++] = fd;
 }
 
+static void pin_folder(struct namespace *ns, const char *path)
+{
+	const char *slash = strrchr(path, '/');
+	char *folder = slash ? strndup(path, (size_t)(slash - path) + 1) : NULL;
+
+	if (folder)
+		pin(ns, folder);
+	free(folder);
+}
+
 void namespace_enter(struct namespace *ns, const char *folder, const struct target_options *options)
 {
 	struct error err = {0};
@@ -178,6 +188,8 @@ void namespace_enter(struct namespace *ns, const char *folder, const struct targ
 	snprintf(ns->folder, sizeof(ns->folder), "%s", folder);
 	if (options->path)
 		pin(ns, options->path);
+	if (options->names && options->names->image_as)
+		pin_folder(ns, options->names->image_as);
 	for (unsigned i = 0; options->names && i < options->names->nr_dirs; i++)
 		pin(ns, options->names->dirs[i]);
 	if (unshare(CLONE_NEWNS)) {

@@ -83,7 +83,8 @@ static void sleep_ms(unsigned ms)
 static int data_file_lock(struct supervisor *s, struct error *err)
 {
 	const struct target_options *o = &s->config.target_options;
-	struct names_options names = {.what = "data file", .plain = true, .read_only = o->read_only};
+	struct names_options names = {
+		.what = "data file", .top = true, .plain = true, .read_only = o->read_only};
 	struct look *look = malloc(sizeof(*look));
 	unsigned denied = STORAGE_PERM_WRITE | STORAGE_PERM_RESIZE;
 	unsigned used = STORAGE_PERM_CONSISTENT_READ;
@@ -114,7 +115,7 @@ static void backing_lock(struct supervisor *s)
 	const struct target_options *o = &s->config.target_options;
 	char *path = strdup(o->path), *next = NULL, *reached = NULL, *next_reached = NULL;
 	struct names_options names = {
-		.what = "backing file", .read_only = true, .reached_out = &next_reached};
+		.what = "backing file", .top = true, .read_only = true, .reached_out = &next_reached};
 	struct storage_file_options file = {.read_only = true};
 	unsigned shared = STORAGE_PERM_ALL & ~(STORAGE_PERM_WRITE | STORAGE_PERM_RESIZE);
 	struct look *look = malloc(sizeof(*look));
@@ -132,6 +133,7 @@ static void backing_lock(struct supervisor *s)
 		free(reached);
 		path = next;
 		names.reached_as = reached = next_reached;
+		names.top = false;
 		if (storage_lock(at, STORAGE_PERM_CONSISTENT_READ, shared, NULL) ||
 		    !strcmp(look->backing_format, "raw"))
 			break;
@@ -623,6 +625,7 @@ int supervise_config(struct daemon_config *config, const struct entry *e, struct
 			},
 	};
 	config->names.any = e->backing_any;
+	config->names.image_as = e->image_as[0] ? e->image_as : NULL;
 	config->names.backing_format = e->backing_format[0] ? e->backing_format : NULL;
 	for (const char *dir = e->backing_dirs; *dir && config->names.nr_dirs < NAMES_DIRS_MAX;
 	     dir += strlen(dir) + 1)

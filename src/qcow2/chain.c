@@ -238,6 +238,7 @@ struct naming {
 	const char *path;
 	const char *reached; /* see names.h; NULL: as path */
 	const char *name;    /* for messages */
+	bool top;	     /* it is the overlay */
 	const char *format;
 };
 
@@ -266,6 +267,7 @@ static int open_storage(struct storage **out, struct chain_layer *layer, const s
 			const struct qcow2_options *opts, bool direct, struct error *err)
 {
 	const struct names_options names = {.what = "backing file",
+					    .top = by->top,
 					    .read_only = true,
 					    .direct = direct,
 					    .reached_as = by->reached,
@@ -282,9 +284,11 @@ static int open_layer_image(struct chain_layer *layer, struct storage *st,
 		.cache_size_bytes = LAYER_CACHE_BYTES,
 		.max_inflight = opts->max_inflight,
 		.passphrase = opts->passphrase,
+		.image_path = layer->path,
+		.names = opts->names,
 	};
 
-	return image_open_layer(&layer->img, st, &layer_opts, err);
+	return image_open_layer(&layer->img, st, layer->reached, &layer_opts, err);
 }
 
 static int lock_raw(struct storage *st, struct error *err)
@@ -298,9 +302,17 @@ static uint64_t layer_size(const struct chain_layer *layer)
 	return layer->img ? layer->img->size_bytes : align_up(layer->st->size_bytes, 512);
 }
 
-static struct storage *layer_storage(const struct chain_layer *layer)
+static int layer_attach(struct chain_layer *layer, struct loop *loop, struct error *err)
 {
-	return layer->img ? layer->img->st : layer->st;
+	return layer->img ? image_attach(layer->img, loop, err) : storage_attach(layer->st, loop, err);
+}
+
+static void layer_detach(struct chain_layer *layer, struct loop *loop)
+{
+	if (layer->img)
+		image_detach(layer->img, loop);
+	else
+		storage_detach(layer->st, loop);
 }
 
 static void layer_close(struct chain_layer *layer)
@@ -362,7 +374,8 @@ static int check_loop(const struct chain *chain, const char *top, const struct c
 static int open_layers(struct chain *chain, struct qcow2_image *img, const struct qcow2_options *opts,
 		       struct error *err)
 {
-	struct naming by = {&img->hdr, opts->image_path, NULL, img->st->name, NULL};
+	struct naming by = {
+		.hdr = &img->hdr, .path = opts->image_path, .name = img->st->name, .top = true};
 	uint64_t end = UINT64_MAX;
 	int ret = 0;
 
@@ -389,7 +402,7 @@ static int open_layers(struct chain *chain, struct qcow2_image *img, const struc
 		if (layer->img)
 			chain->grain_bits = min_of(chain->grain_bits, layer->img->subcluster_bits);
 		by = (struct naming){layer->img ? &layer->img->hdr : NULL, layer->path, layer->reached,
-				     layer->path, NULL};
+				     layer->path, false, NULL};
 	}
 	return ret;
 }
@@ -438,12 +451,12 @@ void chain_close(struct chain *chain)
 int chain_attach(struct chain *chain, struct loop *loop, struct error *err)
 {
 	for (unsigned i = 0; chain && i < chain->count; i++) {
-		int ret = storage_attach(layer_storage(&chain->layers[i]), loop, err);
+		int ret = layer_attach(&chain->layers[i], loop, err);
 
 		if (!ret)
 			continue;
 		while (i--)
-			storage_detach(layer_storage(&chain->layers[i]), loop);
+			layer_detach(&chain->layers[i], loop);
 		return ret;
 	}
 	return 0;
@@ -452,5 +465,5 @@ int chain_attach(struct chain *chain, struct loop *loop, struct error *err)
 void chain_detach(struct chain *chain, struct loop *loop)
 {
 	for (unsigned i = 0; chain && i < chain->count; i++)
-		storage_detach(layer_storage(&chain->layers[i]), loop);
+		layer_detach(&chain->layers[i], loop);
 }

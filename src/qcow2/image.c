@@ -458,10 +458,13 @@ static int data_file_lock(struct qcow2_image *img, const struct qcow2_options *o
 }
 
 /* The name in the image is a plain path, and goes as far as the user allows. */
-static int open_data_file(struct qcow2_image *img, const struct qcow2_options *opts, struct error *err)
+static int open_data_file(struct qcow2_image *img, const char *reached, const struct qcow2_options *opts,
+			  struct error *err)
 {
 	struct names_options names = {.what = "data file",
 				      .plain = true,
+				      .top = !img->is_layer,
+				      .reached_as = reached,
 				      .read_only = img->read_only,
 				      .direct = img->st->direct};
 	struct storage *st;
@@ -557,7 +560,7 @@ static void image_free(struct qcow2_image *img)
 }
 
 static int image_open(struct qcow2_image **out, struct storage *storage, bool is_layer,
-		      const struct qcow2_options *opts, struct error *err)
+		      const char *reached, const struct qcow2_options *opts, struct error *err)
 {
 	struct qcow2_image *img = calloc(1, sizeof(*img));
 	int ret;
@@ -590,7 +593,7 @@ static int image_open(struct qcow2_image **out, struct storage *storage, bool is
 	if (!ret && !opts->tables_only)
 		ret = crypto_open(&img->crypto, storage, &img->hdr, img->read_only, opts->passphrase, err);
 	if (!ret && !opts->tables_only)
-		ret = open_data_file(img, opts, err);
+		ret = open_data_file(img, reached, opts, err);
 	if (!ret)
 		ret = attach_log(img, opts, err);
 	if (!ret)
@@ -622,14 +625,14 @@ static int image_open(struct qcow2_image **out, struct storage *storage, bool is
 int qcow2_open(struct qcow2_image **out, struct storage *storage, const struct qcow2_options *opts,
 	       struct error *err)
 {
-	return image_open(out, storage, false, opts, err);
+	return image_open(out, storage, false, NULL, opts, err);
 }
 
-int image_open_layer(struct qcow2_image **out, struct storage *storage,
+int image_open_layer(struct qcow2_image **out, struct storage *storage, const char *reached,
 		     const struct qcow2_options *opts, struct error *err)
 {
 	assert(opts->read_only);
-	return image_open(out, storage, true, opts, err);
+	return image_open(out, storage, true, reached, opts, err);
 }
 
 void image_close_layer(struct qcow2_image *img)

@@ -222,8 +222,11 @@ static inline uint64_t image_data_end(const struct qcow2_image *img)
 
 /* ---- image.c ---- */
 
-/* A layer of a chain: without its own chain. It owns @storage on success; closing has no error. */
-int image_open_layer(struct qcow2_image **out, struct storage *storage,
+/*
+ * A layer of a chain: without its own chain. It owns @storage on success; closing has no error. @reached is
+ * the name that it was reached by, if that may be a link (storage/names.h).
+ */
+int image_open_layer(struct qcow2_image **out, struct storage *storage, const char *reached,
 		     const struct qcow2_options *opts, struct error *err) must_check;
 void image_close_layer(struct qcow2_image *img);
 

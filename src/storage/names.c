@@ -18,6 +18,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/math.h"
 #include "base/text.h"
 #include "storage/storage.h"
 
@@ -61,9 +62,16 @@ static char *folder_of(const char *path)
 	return slash ? strndup(path, (size_t)(slash - path) + 1) : strdup("./");
 }
 
+/* The name that the user gave for the naming image, if that is a link. */
+static const char *given_as(const struct opening *o)
+{
+	return o->opts->top ? o->policy->image_as : NULL;
+}
+
 static int name_resolve(struct opening *o, const char *name)
 {
-	const char *image = o->opts->reached_as ? o->opts->reached_as : o->image_path;
+	const char *as = given_as(o) ? given_as(o) : o->opts->reached_as;
+	const char *image = as ? as : o->image_path;
 	char *folder = name[0] == '/' ? strdup("") : folder_of(image);
 	int ret = 0;
 
@@ -107,7 +115,7 @@ static int folder_try(struct opening *o, const char *dir, const char **rest)
 static int folder_open(struct opening *o, const char **rest)
 {
 	const struct names_policy *p = o->policy;
-	char *folder;
+	const char *const own[] = {o->image_path, given_as(o)};
 	int fd = -ENOENT;
 
 	if (p->any) {
@@ -120,11 +128,15 @@ static int folder_open(struct opening *o, const char **rest)
 	}
 	if (fd >= 0)
 		return fd;
-	folder = folder_of(o->image_path);
-	if (!folder)
-		return error_set(o->err, -ENOMEM, "out of memory");
-	fd = folder_try(o, folder, rest);
-	free(folder);
+	for (unsigned i = 0; i < ARRAY_LEN(own) && fd < 0; i++) {
+		char *folder = own[i] ? folder_of(own[i]) : NULL;
+
+		if (own[i] && !folder)
+			return error_set(o->err, -ENOMEM, "out of memory");
+		if (folder)
+			fd = folder_try(o, folder, rest);
+		free(folder);
+	}
 	if (fd < 0)
 		return fail(o, -EPERM, "is not in the image's folder or below; --backing-dir allows "
 				       "another folder, --backing-any all");

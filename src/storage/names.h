@@ -9,7 +9,7 @@
  *     definition, as a data file's is).
  *  2. A relative name starts in the folder of the image that names it; where the image was itself reached by
  *     a name that is a symbolic link, in the folder of the link, as QEMU has it. That says where to look
- *     only: rule 3 goes by where the image really is.
+ *     only: rule 3 goes by where the image really is, and, for a link that the user gave, by its folder too.
  *  3. Where the name really leads, all symbolic links and ".." followed, must be in that folder or
  *     below, or in one of the policy's folders or below; policy.any lifts that.
  *  4. What is opened is what was examined: the way from the allowed folder down is walked without
@@ -34,6 +34,8 @@ struct names_policy {
 	bool any;
 	unsigned nr_dirs;
 	const char *dirs[NAMES_DIRS_MAX]; /* absolute */
+	/* The absolute name that the user gave for the image, where it is a symbolic link; or NULL. */
+	const char *image_as;
 	/* "raw" or "qcow2", where an image does not say its backing file's format; NULL: that is refused */
 	const char *backing_format;
 	/*
@@ -48,9 +50,10 @@ struct names_policy {
 struct names_options {
 	const char *what; /* "backing file": for messages */
 	bool plain;	  /* the name is a path, whatever it looks like */
+	bool top;	  /* the naming image is the one that the user gave: policy.image_as is its name */
 	bool read_only;
 	bool direct;
-	/* The name that the naming image was reached by, if it may be a link; NULL: @image_path. */
+	/* If not, the name that it was reached by, if it may be a link; NULL: @image_path. */
 	const char *reached_as;
 	/* NULL, or where to put the same of what is opened, for the caller to free. */
 	char **reached_out;

@@ -10,6 +10,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include <jansson.h>
+
 #include "base/size.h"
 #include "base/text.h"
 
@@ -129,6 +131,19 @@ unsigned cli_number_arg(const struct cli_command *cmd, const char *option, const
 	if (errno || value < min || value > max)
 		exit(cli_usage(cmd, "%s: %s is not between %u and %u", option, text, min, max));
 	return (unsigned)value;
+}
+
+json_t *cli_name_json(const char *name)
+{
+	json_t *value = json_string(name);
+	char *text;
+
+	if (value)
+		return value;
+	text = text_escape(name);
+	value = text ? json_string(text) : NULL;
+	free(text);
+	return value;
 }
 
 void cli_print_name(FILE *out, const char *name)

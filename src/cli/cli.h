@@ -78,6 +78,8 @@ void cli_names_free(struct cli_names *names);
  * Whoever wrote it, a name is printed such that it is one line and moves no cursor: see text.h.
  */
 void cli_print_name(FILE *out, const char *name);
+/* The same as JSON; only what is not UTF-8, which a JSON string cannot be, is escaped. NULL without memory. */
+struct json_t *cli_name_json(const char *name);
 
 extern const struct cli_command cli_command_add;
 extern const struct cli_command cli_command_bench;

@@ -235,20 +235,6 @@ static void human_print(const struct image *image)
 
 /* ---- JSON ---- */
 
-/* A name as JSON: what is not UTF-8 cannot be a JSON string and is escaped as in the human output. */
-static json_t *json_name(const char *name)
-{
-	json_t *value = json_string(name);
-	char *text;
-
-	if (value)
-		return value;
-	text = text_escape(name);
-	value = text ? json_string(text) : NULL;
-	free(text);
-	return value;
-}
-
 /* Takes @value; a NULL one makes *ret -ENOMEM. */
 static void put(json_t *object, const char *key, json_t *value, int *ret)
 {
@@ -268,7 +254,7 @@ static json_t *bitmaps_json(const struct image *image, int *ret)
 		    (b->enabled && json_array_append_new(flags, json_string("auto"))))
 			*ret = -ENOMEM;
 		put(o, "flags", flags, ret);
-		put(o, "name", json_name(b->name), ret);
+		put(o, "name", cli_name_json(b->name), ret);
 		put(o, "granularity", json_integer((json_int_t)b->granularity_bytes), ret);
 		if (json_array_append_new(list, o))
 			*ret = -ENOMEM;
@@ -291,7 +277,7 @@ static json_t *format_specific_json(const struct image *image, int *ret)
 		put(data, "extended-l2", json_boolean(info->extended_l2), ret);
 	}
 	if (info->data_file) {
-		put(data, "data-file", json_name(info->data_file_name), ret);
+		put(data, "data-file", cli_name_json(info->data_file_name), ret);
 		put(data, "data-file-raw", json_boolean(info->data_file_raw), ret);
 	}
 	if (info->bitmaps && !image->bitmaps_broken)
@@ -322,7 +308,7 @@ static int json_print(const struct image *image)
 	json_t *root = json_object();
 	int ret = 0;
 
-	put(root, "filename", json_name(image->filename), &ret);
+	put(root, "filename", cli_name_json(image->filename), &ret);
 	put(root, "format", json_string("qcow2"), &ret);
 	put(root, "virtual-size", json_integer((json_int_t)info->size_bytes), &ret);
 	put(root, "actual-size", json_integer((json_int_t)image->actual_bytes), &ret);
@@ -331,10 +317,10 @@ static int json_print(const struct image *image)
 	if (info->encryption)
 		put(root, "encrypted", json_true(), &ret);
 	if (image->backing_path) {
-		put(root, "backing-filename", json_name(info->backing_file), &ret);
-		put(root, "full-backing-filename", json_name(image->backing_path), &ret);
+		put(root, "backing-filename", cli_name_json(info->backing_file), &ret);
+		put(root, "full-backing-filename", cli_name_json(image->backing_path), &ret);
 		if (info->backing_format[0])
-			put(root, "backing-filename-format", json_name(info->backing_format), &ret);
+			put(root, "backing-filename-format", cli_name_json(info->backing_format), &ret);
 	}
 	if (info->snapshots)
 		put(root, "snapshot-count", json_integer(info->snapshots), &ret);

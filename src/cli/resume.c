@@ -66,14 +66,7 @@ static int entry_resume(const struct entry *e, struct statedir *dir, void *arg, 
 
 static int run(const struct cli_command *cmd, int argc, char **argv)
 {
-	bool all = false;
-	int option;
-
-	while ((option = cli_option(cmd, argc, argv)) != -1)
-		all |= option == OPT_ALL;
-	if (all ? optind < argc : optind == argc)
-		return cli_usage(cmd, all ? "--all takes no device" : "no device given");
-	return select_each(argv + optind, all, holds, entry_resume, NULL);
+	return select_or_all(cmd, argc, argv, OPT_ALL, holds, entry_resume);
 }
 
 const struct cli_command cli_command_resume = {

@@ -186,6 +186,20 @@ bool select_is_attached(const char *name)
 	return attached;
 }
 
+int select_or_all(const struct cli_command *cmd, int argc, char **argv, int all,
+		  bool (*wanted)(const struct entry *e),
+		  int (*fn)(const struct entry *e, struct statedir *dir, void *arg, struct error *err))
+{
+	bool every = false;
+	int option;
+
+	while ((option = cli_option(cmd, argc, argv)) != -1)
+		every |= option == all;
+	if (every ? optind < argc : optind == argc)
+		return cli_usage(cmd, every ? "--all takes no device" : "no device given");
+	return select_each(argv + optind, every, wanted, fn, NULL);
+}
+
 int select_one(const char *name, struct entry *e, struct statedir *dir, struct error *err)
 {
 	const struct entry *found = NULL;

@@ -11,6 +11,8 @@
 #include "daemon/entry.h"
 #include "daemon/statedir.h"
 
+struct cli_command;
+
 /*
  * Runs @fn for each device that @names (a NULL-terminated list) mean, or with @all for all that @wanted
  * (NULL: any) agrees to. Errors are printed behind the device's name. Returns an exit status.
@@ -18,6 +20,11 @@
 int select_each(char *const *names, bool all, bool (*wanted)(const struct entry *e),
 		int (*fn)(const struct entry *e, struct statedir *dir, void *arg, struct error *err),
 		void *arg);
+
+/* select_each() for a command whose one option is --all, of value @all. */
+int select_or_all(const struct cli_command *cmd, int argc, char **argv, int all,
+		  bool (*wanted)(const struct entry *e),
+		  int (*fn)(const struct entry *e, struct statedir *dir, void *arg, struct error *err));
 
 /* Whether @name means a device that is attached, or waits to be recovered. */
 bool select_is_attached(const char *name);

@@ -45,25 +45,11 @@ struct listing {
 	bool failed;
 };
 
-static json_t *json_name(const char *name)
-{
-	json_t *value = json_string(name);
-	char *text;
-
-	if (value)
-		return value;
-	/* not UTF-8 */
-	text = text_escape(name);
-	value = text ? json_string(text) : NULL;
-	free(text);
-	return value;
-}
-
 /* The members are those of `qemu-img info --output=json`. */
 static void json_add(struct listing *l, const struct qcow2_snapshot *s)
 {
-	json_t *o = json_pack("{s:o, s:o, s:I, s:I, s:I, s:I, s:I}", "id", json_name(s->id), "name",
-			      json_name(s->name), "vm-state-size", (json_int_t)s->vm_state_bytes,
+	json_t *o = json_pack("{s:o, s:o, s:I, s:I, s:I, s:I, s:I}", "id", cli_name_json(s->id), "name",
+			      cli_name_json(s->name), "vm-state-size", (json_int_t)s->vm_state_bytes,
 			      "date-sec", (json_int_t)s->date_sec, "date-nsec",
 			      (json_int_t)s->date_nsec, "vm-clock-sec",
 			      (json_int_t)(s->vm_clock_ns / 1000000000), "vm-clock-nsec",

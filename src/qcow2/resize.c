@@ -519,20 +519,30 @@ static int check(const struct qcow2_image *img, uint64_t size_bytes, struct erro
 	return 0;
 }
 
-static int resize_on_loop(struct qcow2_image *img, uint64_t size_bytes, struct error *err)
+static int resize_locked(struct qcow2_image *img, uint64_t size_bytes, bool growing, struct error *err)
 {
-	int ret;
+	/* what was asked for before, and has just been done, may have made another disk of it */
+	int ret = check(img, size_bytes, err);
 
-	co_lock(&img->barrier);
+	if (ret || size_bytes == img->size_bytes)
+		return ret;
+	if (growing && size_bytes < img->size_bytes)
+		return error_set(err, -EBUSY, "has been made larger than that meanwhile");
 	ret = image_first_write(img);
 	if (!ret)
 		ret = bitmaps_claim(img);
 	if (ret)
-		error_set(err, ret, "cannot be written: %s", error_text(NULL, ret));
-	else if (size_bytes > img->size_bytes)
-		ret = grow(img, size_bytes, err);
-	else
-		ret = shrink(img, size_bytes, err);
+		return error_set(err, ret, "cannot be written: %s", error_text(NULL, ret));
+	return size_bytes > img->size_bytes ? grow(img, size_bytes, err) : shrink(img, size_bytes, err);
+}
+
+static int resize_on_loop(struct qcow2_image *img, uint64_t size_bytes, struct error *err)
+{
+	bool growing = size_bytes > img->size_bytes;
+	int ret;
+
+	co_lock(&img->barrier);
+	ret = resize_locked(img, size_bytes, growing, err);
 	co_unlock(&img->barrier);
 	return ret;
 }

@@ -71,6 +71,7 @@ int privileges_drop(struct privileges *p, const struct daemon_config *config,
 	foreign = config->target_options.path && !stat(config->target_options.path, &st) &&
 		  st.st_uid != geteuid();
 	memcpy(helper.fns, frontend->help, sizeof(helper.fns));
+	helper.ended = frontend->help_ended;
 	helper.fns[HELPER_DESCRIBE] = describe_help;
 	ret = helper_start(&p->helper, &helper, err);
 	if (ret)

@@ -64,6 +64,7 @@ struct frontend_ops {
 	int (*probe)(struct error *err);
 	/* What a helper answers for this front end; NULL: it asks no such thing. */
 	helper_fn help[HELPER_QUESTIONS];
+	void (*help_ended)(void); /* and what it does when it ends; NULL: nothing */
 	/*
 	 * Makes the device and returns when it is usable (its node is there). The target stays the
 	 * caller's. On error nothing is left behind.

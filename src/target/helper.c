@@ -67,7 +67,14 @@ static bool taken_back(void *arg)
 	return poll(&pfd, 1, 0) > 0;
 }
 
-static void helper_main(const struct helper_config *config)
+static _Noreturn void helper_end(const struct helper_config *config)
+{
+	if (config->ended)
+		config->ended();
+	_exit(0);
+}
+
+static _Noreturn void helper_main(const struct helper_config *config)
 {
 	struct packet p;
 
@@ -78,13 +85,13 @@ static void helper_main(const struct helper_config *config)
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < (ssize_t)HEAD)
-			_exit(0);
+			helper_end(config);
 		if (n == (ssize_t)HEAD) /* it has been answered already */
 			continue;
 		fn = p.question < HELPER_QUESTIONS ? config->fns[p.question] : NULL;
 		p.result = fn ? fn(p.data, (size_t)n - HEAD, taken_back, NULL) : -EOPNOTSUPP;
 		if (send(HELPER_FD, &p, (size_t)n, MSG_NOSIGNAL) != n)
-			_exit(0);
+			helper_end(config);
 	}
 }
 

@@ -38,6 +38,7 @@ typedef int (*helper_fn)(void *data, size_t bytes, bool (*given_up)(void *arg), 
 struct helper_config {
 	helper_fn fns[HELPER_QUESTIONS]; /* NULL: not answered, -EOPNOTSUPP */
 	void (*confine)(void);		 /* called first in the helper; drops what it does not need */
+	void (*ended)(void); /* called last, when nobody asks any more: the other side may have been killed; or NULL */
 };
 
 /* Of the descriptors above 2 the helper keeps none; it ends when this process does. */

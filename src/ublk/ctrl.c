@@ -358,7 +358,9 @@ int ublk_ctrl_open_by(struct ublk_ctrl **out, struct helper *helper, struct erro
 
 /* The device that is ours: the first that was added, or taken over. */
 static struct {
+	struct ublk_ctrl *ctrl;
 	bool known;
+	bool half_made; /* added, and neither started nor deleted */
 	uint32_t id;
 } served;
 
@@ -393,9 +395,29 @@ static bool command_allowed(const struct message *m)
 	}
 }
 
+static void command_done(const struct message *m, const struct call *call)
+{
+	switch (m->op) {
+	case UBLK_OP_ADD_DEV:
+	case UBLK_OP_START_USER_RECOVERY:
+		served.known = true;
+		served.half_made = m->op == UBLK_OP_ADD_DEV;
+		served.id = m->id;
+		if (m->op == UBLK_OP_ADD_DEV && m->bytes >= sizeof(struct ublk_dev_info))
+			served.id = ((const struct ublk_dev_info *)call->buf)->dev_id;
+		break;
+	case UBLK_OP_START_DEV:
+	case UBLK_OP_DEL_DEV:
+	case UBLK_OP_DEL_DEV_ASYNC:
+		served.half_made = false;
+		break;
+	default:
+		break;
+	}
+}
+
 int ublk_ctrl_help(void *data, size_t bytes, bool (*given_up)(void *arg), void *arg)
 {
-	static struct ublk_ctrl *ctrl;
 	struct message *m = data;
 	struct call call;
 	int ret;
@@ -404,7 +426,7 @@ int ublk_ctrl_help(void *data, size_t bytes, bool (*given_up)(void *arg), void *
 		return -EINVAL;
 	if (!command_allowed(m))
 		return -EPERM;
-	if (!ctrl && ublk_ctrl_open(&ctrl, NULL))
+	if (!served.ctrl && ublk_ctrl_open(&served.ctrl, NULL))
 		return -ENODEV;
 	call = (struct call){
 		.op = m->op,
@@ -420,14 +442,19 @@ int ublk_ctrl_help(void *data, size_t bytes, bool (*given_up)(void *arg), void *
 		.given_up = given_up,
 		.arg = arg,
 	};
-	ret = call_quietly(ctrl, &call);
-	if (!ret && (m->op == UBLK_OP_ADD_DEV || m->op == UBLK_OP_START_USER_RECOVERY)) {
-		served.known = true;
-		served.id = m->id;
-		if (m->op == UBLK_OP_ADD_DEV && m->bytes >= sizeof(struct ublk_dev_info))
-			served.id = ((const struct ublk_dev_info *)(void *)call.buf)->dev_id;
-	}
+	ret = call_quietly(served.ctrl, &call);
+	if (!ret)
+		command_done(m, &call);
 	return ret;
+}
+
+/* Who asked may have been killed in the middle of making a device. */
+void ublk_ctrl_help_ended(void)
+{
+	bool lingers;
+
+	if (served.half_made)
+		(void)!ublk_ctrl_del(served.ctrl, served.id, UBLK_STOP_MS, &lingers, NULL);
 }
 
 void ublk_ctrl_close(struct ublk_ctrl *ctrl)
@@ -552,6 +579,22 @@ int ublk_ctrl_queue_affinity(struct ublk_ctrl *ctrl, uint32_t id, unsigned queue
 	return call_driver(ctrl, &call, err);
 }
 
+/*
+ * Whether the device was taken away from under a start that failed: the driver says -EBUSY, and so do the
+ * queues, perhaps a moment later.
+ */
+static bool taken_away(int ret, bool (*given_up)(void *arg), void *arg)
+{
+	if (ret != -EBUSY || !given_up)
+		return ret == -ECANCELED;
+	for (unsigned waited_ms = 0; waited_ms < CANCEL_MS; waited_ms += 10) {
+		if (given_up(arg))
+			return true;
+		sleep_ms(10);
+	}
+	return false;
+}
+
 /* START_DEV and END_USER_RECOVERY: both wait until every tag is fetched. */
 static int call_with_queues(struct ublk_ctrl *ctrl, const char *name, uint32_t op, uint32_t id,
 			    pid_t pid, bool (*given_up)(void *arg), void *arg, struct error *err)
@@ -568,7 +611,7 @@ static int call_with_queues(struct ublk_ctrl *ctrl, const char *name, uint32_t o
 	};
 	int ret = call_quietly(ctrl, &call);
 
-	if (ret == -ECANCELED)
+	if (taken_away(ret, given_up, arg))
 		return error_set(err, ret, "ublk device %u was taken away while it started", id);
 	return call_result(&call, ret, err);
 }

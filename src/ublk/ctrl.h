@@ -31,6 +31,8 @@ void ublk_ctrl_close(struct ublk_ctrl *ctrl); /* accepts NULL */
  * took over; all others are refused with -EPERM.
  */
 int ublk_ctrl_help(void *data, size_t bytes, bool (*given_up)(void *arg), void *arg);
+/* Once nobody asks any more: deletes the device if it was added and never started. */
+void ublk_ctrl_help_ended(void);
 
 uint64_t ublk_ctrl_features(const struct ublk_ctrl *ctrl);
 

@@ -667,6 +667,7 @@ const struct frontend_ops frontend_ublk = {
 			[HELPER_BUSY] = ublk_help_busy,
 			[HELPER_SCAN] = ublk_help_scan,
 		},
+	.help_ended = ublk_ctrl_help_ended,
 	.start = ublk_start,
 	.id = ublk_id,
 	.device = ublk_device,

@@ -182,10 +182,17 @@ test: ## run the tests (T=qcow2/040 one, T=qcow2 a group); installs missing pack
 	@$(RUN_TESTS) $(T)
 
 .PHONY: test-all
-test-all: ## as test, with the counts that need longer
+test-all: ## as test, with the counts that need longer; then test-612, unless that kernel was the first
 	@packaging/install-deps.sh build test
 	@+$(MAKE) --no-print-directory -j$$(nproc) test-programs
-	@$(RUN_TESTS) --all $(T)
+	@status=0; $(RUN_TESTS) --all $(T) || status=1; \
+		if [ -e /dev/ublk-control ] || [ "$$UML_RUN" ]; then $(RUN_TESTS) --vm $(T) || status=1; fi; exit $$status
+
+.PHONY: test-612
+test-612: ## the tests that need ublk, on Debian's stock kernel 6.12 in a virtual machine (hours without KVM)
+	@packaging/install-deps.sh build test
+	@+$(MAKE) --no-print-directory -j$$(nproc) test-programs
+	@$(RUN_TESTS) --vm $(T)
 
 .PHONY: workloads
 workloads: ## the real workloads at full length (kernel, PostgreSQL, git, ...): see tests/workloads/README.md

@@ -17,6 +17,8 @@ skip() {
 	echo "SKIP: $*"
 	exit 77
 }
+# What a test that goes on does not try on this kernel.
+left_out() { echo "LEFT OUT: $*"; }
 # Runs a command that must fail with this exit status.
 must_fail() { # STATUS COMMAND...
 	local want=$1 got=0

@@ -2,11 +2,11 @@
 /*
  * del.c: detaching.
  *
- * The daemon is asked, does it, and answers when the device is gone and the image is flushed and
- * closed; then its process is waited for. So when this returns 0, everything written is on the disk
- * and the image is nobody's. A dead daemon cannot be asked: what it left is removed instead, and with it
- * what it had acknowledged and not written yet. So one that has a supervisor is waited for: the next daemon
- * has all of that, and is asked.
+ * The daemon is asked, does it, and answers when the device is gone and the image is flushed and closed;
+ * then its process is waited for, and its supervisor's, which gives up the image's locks last. So when
+ * this returns 0, everything written is on the disk and the image is nobody's. A dead daemon cannot be
+ * asked: what it left is removed instead, and with it what it had acknowledged and not written yet. So
+ * one that has a supervisor is waited for: the next daemon has all of that, and is asked.
  */
 #include <errno.h>
 #include <signal.h>
@@ -105,10 +105,21 @@ static int stop_ask(const struct entry *e, struct statedir *dir, const struct de
 	}
 }
 
+/* For a process that has no more to do than to end. */
+static int end_wait(int pidfd, const struct process *process, const char *what, struct error *err)
+{
+	int ret = process_wait(pidfd, EXIT_TIMEOUT_MS);
+
+	if (!ret)
+		return 0;
+	return error_set(err, ret, "the device is gone, but its %s (process %d) has not ended within %d s",
+			 what, (int)process->pid, EXIT_TIMEOUT_MS / 1000);
+}
+
 /* -ESTALE: its daemon has ended without an answer. */
 static int live_del(const struct entry *e, struct statedir *dir, const struct del *del, struct error *err)
 {
-	int pidfd = process_open(&e->process);
+	int pidfd = process_open(&e->process), supervisor_fd;
 	int ret, wait_ret;
 
 	if (pidfd == -ESRCH)
@@ -116,24 +127,23 @@ static int live_del(const struct entry *e, struct statedir *dir, const struct de
 	if (pidfd < 0)
 		return error_set(err, pidfd, "process %d: %s", (int)e->process.pid,
 				 strerror(-pidfd));
+	supervisor_fd = process_open(&e->supervisor); /* negative: it has none, or none any more */
 	ret = stop_ask(e, dir, del, err);
 	if (ret == -EPIPE || ret == -ECONNREFUSED || ret == -ECONNRESET || ret == -ENOENT) {
 		/* Its end of the line is gone: is it on its way out, or was it killed meanwhile? */
 		wait_ret = process_wait(pidfd, EXIT_TIMEOUT_MS);
-		close(pidfd);
 		if (wait_ret)
-			return ret;
+			goto out;
 		memset(err, 0, sizeof(*err));
-		return error_set(err, -ESTALE, "its daemon (process %d) died", (int)e->process.pid);
+		ret = error_set(err, -ESTALE, "its daemon (process %d) died", (int)e->process.pid);
 	}
-	if (!ret) {
-		ret = process_wait(pidfd, EXIT_TIMEOUT_MS);
-		if (ret)
-			error_set(err, ret,
-				  "the device is gone, but its daemon (process %d) has not ended "
-				  "within %d s",
-				  (int)e->process.pid, EXIT_TIMEOUT_MS / 1000);
-	}
+	if (!ret)
+		ret = end_wait(pidfd, &e->process, "daemon", err);
+	if (!ret && supervisor_fd >= 0)
+		ret = end_wait(supervisor_fd, &e->supervisor, "supervisor", err);
+out:
+	if (supervisor_fd >= 0)
+		close(supervisor_fd);
 	close(pidfd);
 	return ret;
 }

@@ -41,6 +41,7 @@ enum qcow2_mutant {
 	MUTANT_BITMAP_IN_USE_LATE,     /* rule 7 */
 	MUTANT_BITMAP_VALID_EARLY,     /* the order of saving bitmaps */
 	MUTANT_BITMAP_UNLOGGED,	       /* what a killed process had recorded */
+	MUTANT_ZEROED_REUSED_EARLY,    /* rule 8, of a place that a cluster keeps */
 	MUTANT_COUNT,
 };
 

@@ -7,6 +7,10 @@
  * disk's end. What is left of a WRITE_ZEROES at the edges is written as zeros, where it does not read
  * as zeros already; of a DISCARD it is left alone, as QEMU does.
  *
+ * A place that a zeroed cluster keeps (NOUNMAP), or gets again as there is no other (a data file), is one
+ * that is given away and taken anew, so what reads or writes there since before ends first, as in rule 4. Else
+ * a write that the zeros have replaced would be back when the next one makes the place data again.
+ *
  * Where there is no backing file, or it has ended, an unallocated cluster reads as zeros, in either version.
  * Above a backing file it is the zero flag that hides what is below; version 2 has none, so there a
  * DISCARD does nothing and a WRITE_ZEROES writes.
@@ -49,6 +53,16 @@ static struct map_entry zero_entry(const struct unmap *u, uint64_t g, struct map
 	return entry;
 }
 
+/* Whether the cluster's next write may go to where requests that still see @entry are at work. */
+static bool place_is_kept(const struct qcow2_image *img, struct map_entry entry, struct map_entry zeroed)
+{
+	bool data = img->extended_l2 ? entry.bitmap & QCOW2_SUBCLUSTERS_ALLOC_MASK
+				     : map_word_kind(entry.word) == MAP_DATA;
+
+	return data && map_word_placed(entry.word) &&
+	       (map_word_placed(zeroed.word) || image_has_data_file(img));
+}
+
 /* Whether any of clusters [@first, @end) of one slice is to change: else a shared table stays shared. */
 static int unmap_changes(struct unmap *u, uint64_t first, uint64_t end, bool *any)
 {
@@ -74,7 +88,7 @@ static int unmap_in_slice(struct unmap *u, uint64_t first, uint64_t end, unsigne
 {
 	struct qcow2_image *img = u->img;
 	struct slice *s;
-	bool any;
+	bool any, kept = false;
 	int ret = unmap_changes(u, first, end, &any), broken = 0;
 
 	if (ret || !any)
@@ -102,8 +116,11 @@ static int unmap_in_slice(struct unmap *u, uint64_t first, uint64_t end, unsigne
 		map_entry_store(img, s, index, zeroed);
 		if (!map_word_placed(zeroed.word))
 			map_entry_unref(img, entry.word, reserved);
+		kept |= place_is_kept(img, entry, zeroed);
 	}
 	cache_put(&img->l2_cache, s);
+	if (kept && !mutant(MUTANT_ZEROED_REUSED_EARLY))
+		image_grace(img);
 	return broken;
 }
 

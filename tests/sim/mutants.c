@@ -45,6 +45,7 @@ static const char *const names[MUTANT_COUNT] = {
 	NAME(BITMAP_IN_USE_LATE),
 	NAME(BITMAP_VALID_EARLY),
 	NAME(BITMAP_UNLOGGED),
+	NAME(ZEROED_REUSED_EARLY),
 };
 
 int mutant_count(void)

@@ -693,6 +693,7 @@ int reclog_replay(struct qcow2_image *img, bool lapsed, struct error *err)
 	}
 	if (!sync_failed) {
 		atomic_store_explicit(&log->header->tail, to, memory_order_release);
+		reclog_resize(img, 0); /* by rule 16 the header is durable as it was read */
 		free_unlinked(img, &m, from, to);
 	}
 	free(m.slots);

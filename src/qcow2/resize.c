@@ -123,18 +123,36 @@ static int l1_replace(struct qcow2_image *img, uint64_t entries)
 	return 0;
 }
 
+/* Records for the refcount blocks that an L1 table of @entries may need (rule 13): see alloc_contiguous(). */
+static uint64_t l1_records(const struct qcow2_image *img, uint64_t entries)
+{
+	uint64_t clusters = div_up(entries * sizeof(be64_t), img->cluster_bytes);
+
+	return 2 * (clusters >> img->rb_bits) + 16;
+}
+
 static int l1_grow(struct qcow2_image *img, uint64_t entries, struct error *err)
 {
+	uint64_t records = l1_records(img, entries);
 	int ret = 0;
 
 	for (uint64_t i = 0; i < img->l1.entries; i++)
 		if (table_get(&img->l1, i) & L1_BROKEN)
 			return error_set(err, -EIO, "L1 entry %" PRIu64 " is invalid: repair the image first",
 					 i);
+	/* who waits for room holds no lock; one that a small log can never have is not waited for */
+	if (img->reclog.header && records > img->reclog.capacity / 4)
+		ret = -ENOSPC;
+	else
+		ret = reclog_reserve(img, records);
+	if (ret)
+		return error_set(err, ret, "no room in the recovery log to move the L1 table: %s",
+				 error_text(NULL, ret));
 	co_lock(&img->l1_lock);
 	if (entries > img->l1.entries)
 		ret = l1_replace(img, entries);
 	co_unlock(&img->l1_lock);
+	reclog_unreserve(img, records);
 	return ret ? error_set(err, ret, "cannot move the L1 table: %s", error_text(NULL, ret)) : 0;
 }
 

@@ -560,6 +560,15 @@ int ublk_ctrl_set_params(struct ublk_ctrl *ctrl, uint32_t id, const struct ublk_
 	return ret;
 }
 
+int ublk_ctrl_size(struct ublk_ctrl *ctrl, uint32_t id, uint64_t *size_bytes, struct error *err)
+{
+	struct ublk_params params = {.len = UBLK_PARAMS_BYTES};
+	int ret = params_call(ctrl, id, &params, false, err);
+
+	*size_bytes = params.basic.dev_sectors << UBLK_SECTOR_SHIFT;
+	return ret;
+}
+
 int ublk_ctrl_queue_affinity(struct ublk_ctrl *ctrl, uint32_t id, unsigned queue, cpu_set_t *set,
 			     struct error *err)
 {

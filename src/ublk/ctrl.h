@@ -47,6 +47,8 @@ int ublk_ctrl_add(struct ublk_ctrl *ctrl, struct ublk_dev_info *info, struct err
 /* Reads them back and fails if the driver dropped any. */
 int ublk_ctrl_set_params(struct ublk_ctrl *ctrl, uint32_t id, const struct ublk_params *params,
 			 struct error *err) must_check;
+/* How large the driver has the device. */
+int ublk_ctrl_size(struct ublk_ctrl *ctrl, uint32_t id, uint64_t *size_bytes, struct error *err) must_check;
 /* The CPUs whose I/O comes in on @queue. */
 int ublk_ctrl_queue_affinity(struct ublk_ctrl *ctrl, uint32_t id, unsigned queue, cpu_set_t *set,
 			     struct error *err) must_check;

@@ -18,7 +18,8 @@
  *
  * Recovery (options.recover): the device is there, in state QUIESCED since the process that served it
  * died, and its I/O waits in the driver. START_USER_RECOVERY stands for adding it, END_USER_RECOVERY
- * for START_DEV. If that fails the device is left as it is, for the next try.
+ * for START_DEV. If that fails the device is left as it is, for the next try. At last the device gets the
+ * image's size, should the process have died between growing the one and the other.
  */
 #include "target/frontend.h"
 
@@ -394,6 +395,31 @@ static void scan_finish(struct frontend *f)
 			 error_text(&err, ret));
 }
 
+/*
+ * A process that was killed while the disk grew may have left the device with its old size, and the image with
+ * the new one. What the driver does not take stays as it is, for a `resize` that is asked for again.
+ */
+static void size_follow(struct frontend *f)
+{
+	uint64_t size_bytes = target_size(&f->target->limits), has_bytes;
+	struct error err = {0};
+	int ret = ublk_ctrl_size(f->ctrl, f->info.dev_id, &has_bytes, &err);
+
+	if (!ret && has_bytes >= size_bytes)
+		return;
+	if (!ret)
+		ret = ublk_ctrl_update_size(f->ctrl, f->info.dev_id, size_bytes, &err);
+	if (!ret) {
+		log_info("%s: has %llu bytes now, as its image has", f->device,
+			 (unsigned long long)size_bytes);
+		return;
+	}
+	log_warn("%s: the image has another size, %llu bytes: %s", f->device,
+		 (unsigned long long)size_bytes, error_text(&err, ret));
+	if (has_bytes)
+		target_set_size(f->target, has_bytes);
+}
+
 /* From a device that was added to one that serves I/O. */
 static int device_serve(struct frontend *f, struct error *err)
 {
@@ -412,6 +438,8 @@ static int device_serve(struct frontend *f, struct error *err)
 	if (ret)
 		return ret;
 	f->added = true;
+	if (f->recovered && f->target->ops->resize)
+		size_follow(f);
 	for (unsigned i = 0; i < f->nr_queues && f->settled; i++)
 		ublk_queue_settle(f->queues[i]);
 	ret = block_node_wait(f, err);

@@ -150,6 +150,12 @@ void qcow2_submit(struct qcow2_queue *queue, struct blk_request *req);
 int qcow2_flush(struct qcow2_image *img);
 
 /*
+ * The same before the end, with what a close gives back, and room for the dirty bitmaps: when this returns 0, and
+ * nothing is written any more, the close does not meet an end of space. In a coroutine of the metadata loop.
+ */
+int qcow2_settle(struct qcow2_image *img);
+
+/*
  * Stops background work on the metadata loop; in a coroutine of it. Queues are gone by then.
  * Afterwards the loop may be destroyed, and only qcow2_close() may be called.
  */

@@ -536,6 +536,27 @@ static bool device_released(const struct daemon *d, char *text, size_t size)
 	return !ret;
 }
 
+/*
+ * Whether the target can be closed without losing what it has acknowledged. What only space is missing for keeps
+ * the device, as whoever makes some gets all of it written; other errors are for closing to meet.
+ */
+static bool device_settled(struct daemon *d, char *text, size_t size)
+{
+	struct error err = {0};
+	int ret = d->target->ops->settle ? d->target->ops->settle(d->target, &err) : 0;
+
+	if (ret != -ENOSPC && ret != -EDQUOT)
+		return true;
+	snprintf(text, size, "has changes that there is no space for: make room, or 'del --force' gives them up");
+	return false;
+}
+
+/* Whether the device may be taken away, and is not used any more; else @text says why not. */
+static bool device_free(struct daemon *d, char *text, size_t size)
+{
+	return device_unused(d, text, size) && device_settled(d, text, size) && device_released(d, text, size);
+}
+
 /* With @force it is no error that the device had users, who have lost it now. */
 static int daemon_stop(struct daemon *d, bool force, struct error *err)
 {
@@ -667,8 +688,7 @@ static void request_serve(void *arg, struct control_client *client,
 		snapshot_serve(d, client, request);
 		return;
 	}
-	if (!request->force &&
-	    (!device_unused(d, why, sizeof(why)) || !device_released(d, why, sizeof(why)))) {
+	if (!request->force && !device_free(d, why, sizeof(why))) {
 		control_reply_busy(client, why);
 		return;
 	}
@@ -707,7 +727,7 @@ static void signals_serve(struct daemon *d)
 	while (!d->done && read(d->signal_fd, &info, sizeof(info)) == sizeof(info)) {
 		if (info.ssi_signo == SIGHUP)
 			continue;
-		if (!device_unused(d, why, sizeof(why)) || !device_released(d, why, sizeof(why))) {
+		if (!device_free(d, why, sizeof(why))) {
 			log_warn("%s %s: it goes on being served, signal %s is ignored",
 				 d->entry.device, why,
 				 info.ssi_signo == SIGINT ? "SIGINT" : "SIGTERM");

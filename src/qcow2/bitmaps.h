@@ -131,6 +131,12 @@ void bitmaps_resize(struct qcow2_image *img, uint64_t size_bytes);
 /* ---- bitmaps_save.c ---- */
 
 /*
+ * Shortly before that, while the image is in use: gets the clusters that the bitmaps need as things are now, so
+ * that bitmaps_save() does not find that there is no space for them. An error is that there is none, and nothing
+ * else; all others are for bitmaps_save() to meet.
+ */
+int bitmaps_get_room(struct qcow2_image *img) must_check;
+/*
  * At close, after everything else is durable. What could not be saved stays inconsistent, which is said; an
  * error only after a failed sync.
  */

@@ -132,35 +132,51 @@ static void give_back(struct qcow2_image *img, const struct bitmap_entry *e, str
 		if (!old && s->next[i] & QCOW2_BITMAP_ENTRY_OFFSET)
 			alloc_undo(img, s->next[i] >> img->cluster_bits, 1);
 	}
-	if (s->next_offset != e->table_offset)
+	if (s->next && s->next_offset != e->table_offset)
 		alloc_undo(img, s->next_offset >> img->cluster_bits, table_clusters(img, s->next_entries));
+	free(s->next);
+	s->next = NULL;
+	s->next_entries = 0;
+	s->next_offset = e->table_offset;
 }
 
+/* Where the bitmap's parts are to lie: as far as that is known before they are merged. */
+static int bitmap_lay_out(struct qcow2_image *img, const struct bitmap_entry *e, struct bitmap_state *s,
+			  uint64_t entries)
+{
+	uint64_t hcluster;
+	int ret;
+
+	s->next_offset = e->table_offset;
+	s->next = calloc(entries, sizeof(*s->next));
+	if (!s->next)
+		return -ENOMEM;
+	s->next_entries = (uint32_t)entries;
+	memcpy(s->next, s->table, min_of(entries, (uint64_t)e->table_entries) * sizeof(*s->next));
+	if (table_clusters(img, entries) <= table_clusters(img, e->table_entries))
+		return 0;
+	ret = clusters_get(img, table_clusters(img, entries), &hcluster);
+	if (!ret)
+		s->next_offset = hcluster << img->cluster_bits;
+	return ret;
+}
+
+/* May be done several times, with more to be merged each time: what it has got it keeps. */
 static int bitmap_prepare(struct qcow2_image *img, const struct bitmap_entry *e, struct bitmap_state *s)
 {
 	uint64_t entries = bitmap_entries_for(img->size_bytes, e->granularity_bits, img->cluster_bits);
 	uint8_t *buf;
 	int ret = 0;
 
-	s->next_entries = 0;
-	s->next_offset = e->table_offset;
+	if (s->next && s->next_entries != entries) /* the disk has been resized since */
+		give_back(img, e, s);
 	if (!entries || entries << img->cluster_bits > QCOW2_MAX_BITMAP_BYTES)
 		return -EFBIG; /* no bitmap has that length */
-	s->next = calloc(entries, sizeof(*s->next));
 	buf = aligned_alloc(4096, max_of(img->cluster_bytes, 4096u));
-	if (!s->next || !buf) {
-		free(buf);
+	if (!buf)
 		return -ENOMEM;
-	}
-	memcpy(s->next, s->table, min_of(entries, (uint64_t)e->table_entries) * sizeof(*s->next));
-	s->next_entries = (uint32_t)entries;
-	if (table_clusters(img, entries) > table_clusters(img, e->table_entries)) {
-		uint64_t hcluster;
-
-		ret = clusters_get(img, table_clusters(img, entries), &hcluster);
-		if (!ret)
-			s->next_offset = hcluster << img->cluster_bits;
-	}
+	if (!s->next)
+		ret = bitmap_lay_out(img, e, s, entries);
 	for (uint32_t i = 0; !ret && i < entries; i++)
 		ret = cluster_merge(img, e, s, i, buf);
 	free(buf);
@@ -253,6 +269,27 @@ static void prepare_all(struct qcow2_image *img)
 		bitmaps_warn(img, i, "could not be saved, and stays marked as inconsistent: %s",
 			     error_text(NULL, ret));
 	}
+}
+
+/* Whether an error goes away when there is more space. */
+static bool is_full(int ret)
+{
+	return ret == -ENOSPC || ret == -EDQUOT;
+}
+
+int bitmaps_get_room(struct qcow2_image *img)
+{
+	struct bitmaps *b = &img->bitmaps;
+	int ret = 0;
+
+	for (uint32_t i = 0; !is_full(ret) && i < b->dir.count; i++) {
+		if (!is_to_be_saved(b, i))
+			continue;
+		ret = bitmap_prepare(img, &b->dir.v[i], &b->v[i]);
+		if (ret)
+			give_back(img, &b->dir.v[i], &b->v[i]);
+	}
+	return is_full(ret) ? ret : 0;
 }
 
 static int save_tables(struct qcow2_image *img)

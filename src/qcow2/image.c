@@ -742,6 +742,23 @@ int image_settle(struct qcow2_image *img)
 	return ret;
 }
 
+int qcow2_settle(struct qcow2_image *img)
+{
+	int ret = 0;
+
+	if (img->read_only)
+		return 0;
+	co_lock(&img->barrier); /* so that the loop is not detached meanwhile */
+	if (img->meta_loop)
+		ret = image_settle(img);
+	if (!ret && img->meta_loop)
+		ret = bitmaps_get_room(img);
+	if (!ret && img->meta_loop)
+		ret = writeback_run(img);
+	co_unlock(&img->barrier);
+	return ret;
+}
+
 /* What was extended in advance and not used. */
 static void trim_end(struct qcow2_image *img)
 {

@@ -260,6 +260,11 @@ static int qcow2_target_snapshot(struct target *t, enum target_snapshot what, co
 	return snapshot_run(self(t)->img, what, name, pause_ns, err);
 }
 
+static int qcow2_target_settle(struct target *t, struct error *err)
+{
+	return settle_run(self(t)->img, err);
+}
+
 static int qcow2_target_close(struct target *t, struct error *err)
 {
 	struct qcow2_target *qt = self(t);
@@ -283,5 +288,6 @@ const struct target_ops target_qcow2 = {
 	.queue_stop = qcow2_target_queue_stop,
 	.resize = qcow2_target_resize,
 	.snapshot = qcow2_target_snapshot,
+	.settle = qcow2_target_settle,
 	.close = qcow2_target_close,
 };

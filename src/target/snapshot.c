@@ -47,6 +47,11 @@ static int resize_operate(struct job *job)
 	return qcow2_resize(job->img, job->size_bytes, &job->err);
 }
 
+static int settle_operate(struct job *job)
+{
+	return qcow2_settle(job->img);
+}
+
 static int snapshot_operate(struct job *job)
 {
 	switch (job->what) {
@@ -142,6 +147,14 @@ int snapshot_run(struct qcow2_image *img, enum target_snapshot what, const char 
 	job->what = what;
 	strcpy(job->name, name);
 	return job_run(job, SNAPSHOT_WAIT_MS, pause_ns, err);
+}
+
+int settle_run(struct qcow2_image *img, struct error *err)
+{
+	struct job *job = job_make(img, settle_operate);
+	uint64_t ignored;
+
+	return job ? job_run(job, SETTLE_WAIT_MS, &ignored, err) : error_set(err, -ENOMEM, "out of memory");
 }
 
 int resize_run(struct qcow2_image *img, uint64_t size_bytes, struct error *err)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * snapshot.h: operations on an image whose queues run, asked for by another thread: on its snapshots, and
- * on its size.
+ * snapshot.h: operations on an image whose queues run, asked for by another thread: on its snapshots, on
+ * its size, and before its end.
  */
 #ifndef TARGET_SNAPSHOT_H
 #define TARGET_SNAPSHOT_H
@@ -18,6 +18,10 @@ struct qcow2_image;
 #define SNAPSHOT_WAIT_MS 300000
 int snapshot_run(struct qcow2_image *img, enum target_snapshot what, const char *name,
 		 uint64_t *pause_ns, struct error *err) must_check;
+
+/* The same for qcow2_settle(); for SETTLE_WAIT_MS at most. */
+#define SETTLE_WAIT_MS 20000
+int settle_run(struct qcow2_image *img, struct error *err) must_check;
 
 /* The same for qcow2_resize(); for RESIZE_WAIT_MS at most. */
 #define RESIZE_WAIT_MS 60000

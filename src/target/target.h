@@ -108,6 +108,11 @@ struct target_ops {
 	int (*snapshot)(struct target *t, enum target_snapshot what, const char *name,
 			uint64_t *pause_ns, struct error *err);
 	/*
+	 * Main thread, while queues run and nothing is being written: everything is made durable that close()
+	 * would have to, as far as that is possible now; waits for it. NULL: there is nothing.
+	 */
+	int (*settle)(struct target *t, struct error *err);
+	/*
 	 * Flushes and releases everything, also where no queue was ever started. Returns the error that
 	 * the last flush met (the target is gone all the same).
 	 */

@@ -10,7 +10,8 @@
 #include "encrypt.h"
 #include "run.h"
 
-const char *const run_profile_names[RUN_PROFILES] = {"tiny", "small", "mixed", "churn", "grow"};
+const char *const run_profile_names[RUN_PROFILES] = {"tiny", "small", "mixed", "churn", "grow",
+								"overlap"};
 
 static void image_shape(struct run_config *cfg, struct rng *r)
 {
@@ -37,15 +38,19 @@ static void image_shape(struct run_config *cfg, struct rng *r)
 		cluster_bits = 9 + rng_below(r, 3);
 		size = rng_range(r, 16, 96) * KiB;
 		break;
+	case RUN_OVERLAP:
+		cluster_bits = 14 + rng_below(r, 3);
+		size = (uint64_t)rng_range(r, 1, 3) << cluster_bits;
+		break;
 	default:
 		size = rng_range(r, 2048, 4096) * KiB;
 		break;
 	}
-	if (rng_chance(r, 50))
+	if (cfg->profile != RUN_OVERLAP && rng_chance(r, 50))
 		size -= rng_below(r, 16) * SECTOR_BYTES;
 	c->size_bytes = size;
 	c->cluster_bytes = 1u << cluster_bits;
-	c->version = rng_chance(r, 70) ? 3 : 2;
+	c->version = rng_chance(r, 70) || cfg->profile == RUN_OVERLAP ? 3 : 2;
 	c->refcount_bits = c->version == 2 ? 16 : 1u << rng_below(r, 7);
 	if (cfg->profile == RUN_GROW) {
 		c->version = 3;
@@ -74,6 +79,7 @@ static void requests_shape(struct run_config *cfg, struct rng *r)
 	if (rng_chance(r, 40))
 		cfg->queues = 1;
 	cfg->requests = rng_range(r, 30, 200);
+	cfg->nounmap_percent = 40;
 	if (cfg->profile == RUN_TINY) {
 		cfg->requests = rng_range(r, 3, 14);
 		cfg->depth = rng_range(r, 1, 4);
@@ -84,6 +90,17 @@ static void requests_shape(struct run_config *cfg, struct rng *r)
 		cfg->weight_read = rng_range(r, 10, 40);
 		cfg->weight_discard = rng_range(r, 20, 60);
 		cfg->weight_flush = rng_range(r, 5, 20);
+	} else if (cfg->profile == RUN_OVERLAP) {
+		cfg->requests = rng_range(r, 200, 600);
+		cfg->depth = rng_range(r, 8, 16);
+		cfg->max_sectors = rng_range(r, 1, 4);
+		cfg->weight_write = rng_range(r, 20, 60);
+		cfg->weight_read = rng_range(r, 40, 80);
+		cfg->weight_discard = rng_chance(r, 30) ? rng_range(r, 1, 20) : 0;
+		cfg->weight_zero = rng_range(r, 5, 30);
+		cfg->weight_flush = rng_range(r, 0, 5);
+		cfg->nounmap_percent = rng_range(r, 30, 100);
+		cfg->hot_percent = 0;
 	} else if (cfg->profile == RUN_GROW) {
 		cfg->requests = rng_range(r, 60, 160);
 		cfg->max_sectors = rng_range(r, 32, 128);
@@ -100,8 +117,12 @@ static void schedule_shape(struct run_config *cfg, struct rng *r)
 	cfg->submit_weight = rng_range(r, 1, 50);
 	cfg->time_weight = rng_chance(r, 50) ? rng_range(r, 1, 10) : 0;
 	cfg->io_order = rng_below(r, 5);
-	if (cfg->profile == RUN_CHURN)
+	if (cfg->profile == RUN_CHURN || cfg->profile == RUN_OVERLAP)
 		cfg->io_order = 4;
+	if (cfg->profile == RUN_OVERLAP) { /* as much as possible is in flight */
+		cfg->io_weight = rng_range(r, 5, 20);
+		cfg->turn_weight = cfg->submit_weight = 50;
+	}
 	cfg->starved = rng_below(r, 3); /* READ, WRITE, SYNC */
 	cfg->meta_apart = rng_chance(r, 50);
 	cfg->close_inside = rng_chance(r, 75);
@@ -227,9 +248,16 @@ void run_config_snapshots(struct run_config *cfg)
 
 void run_config_kills(struct run_config *cfg)
 {
+	uint64_t log_bytes = cfg->log_bytes;
 	struct rng r = rng_make(cfg->seed, cfg->profile, 0x6111);
 
 	run_config_snapshots(cfg);
+	if (!cfg->snapshots)
+		run_config_resize(cfg);
+	if (cfg->resize_bytes < cfg->create.size_bytes) { /* which is for who has no log */
+		cfg->resize_bytes = 0;
+		cfg->log_bytes = log_bytes;
+	}
 	if (!cfg->snapshots && !cfg->create.luks && rng_chance(&r, 30))
 		data_apart(cfg, &r);
 }

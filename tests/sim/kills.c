@@ -41,6 +41,8 @@ static void kill_and_recover(struct run *r, struct rng *rng)
 		fault_soon(r, rng, 1 << STORAGE_SYNC, 30);
 	else if (r->cfg.snapshots && !r->disk->failed && snaps_idle(r) && rng_chance(rng, 60))
 		snaps_begin(r);
+	if (r->cfg.resize_bytes && rng_chance(rng, 70))
+		run_resize_begin(r);
 	run_kill(r, r->cfg.requests, steps);
 	r->disk->fault = (struct sim_fault){0};
 	/* the first ones that try may be killed as well, or the disk fails them */

@@ -124,69 +124,12 @@ static void slot_submit(struct slot *s, enum blk_op op, unsigned flags, uint64_t
 	loop_post(r->queue_loops[s->queue], &s->msg);
 }
 
-static enum blk_op choose_op(struct run *r)
-{
-	const struct run_config *c = &r->cfg;
-	const unsigned weights[] = {c->weight_write, c->weight_read, c->weight_flush,
-				    c->weight_discard, c->weight_zero};
-	static const enum blk_op ops[] = {BLK_WRITE, BLK_READ, BLK_FLUSH, BLK_DISCARD,
-					  BLK_WRITE_ZEROES};
-	uint64_t sum = 0, at;
-
-	for (unsigned i = 0; i < ARRAY_LEN(weights); i++)
-		sum += weights[i];
-	at = rng_below(&r->rng, sum);
-	for (unsigned i = 0;; i++) {
-		if (at < weights[i])
-			return ops[i];
-		at -= weights[i];
-	}
-}
-
-/* Where and how long: a hot corner, a stream, whole clusters, or anywhere. */
-static void choose_range(struct run *r, uint64_t *sector, uint64_t *sectors)
-{
-	uint64_t size = r->guest.now;
-	uint64_t cluster = r->cfg.create.cluster_bytes / SECTOR_BYTES;
-	uint64_t at;
-
-	*sectors = rng_range(&r->rng, 1, r->cfg.max_sectors);
-	if (rng_chance(&r->rng, r->cfg.hot_percent))
-		at = rng_below(&r->rng, max_of(size / 16, (uint64_t)1));
-	else if (rng_chance(&r->rng, 30))
-		at = r->stream_sector;
-	else
-		at = rng_below(&r->rng, size);
-	if (rng_chance(&r->rng, 40)) {
-		at -= at % cluster;
-		*sectors = align_up(*sectors, cluster);
-	}
-	if (at >= size)
-		at = 0;
-	at = align_down(at, run_unit(r));
-	*sector = at;
-	*sectors = min_of(align_up(*sectors, run_unit(r)), size - at);
-	r->stream_sector = at + *sectors;
-}
-
 static void submit_random(struct run *r, struct slot *s)
 {
-	bool spot = r->cfg.snapshots && rng_chance(&r->rng, r->cfg.seed % 2 ? 20 : 75);
-	enum blk_op op = spot ? BLK_WRITE : choose_op(r);
-	uint64_t sector = 0, sectors = 0;
-	unsigned flags = 0;
+	uint64_t sector, sectors;
+	unsigned flags;
+	enum blk_op op = run_choose(r, &flags, &sector, &sectors);
 
-	if (spot)
-		snaps_spot(r, run_unit(r), &sector, &sectors);
-	else if (op != BLK_FLUSH)
-		choose_range(r, &sector, &sectors);
-	/* without a payload it may be of any length */
-	if ((op == BLK_DISCARD || op == BLK_WRITE_ZEROES) && rng_chance(&r->rng, 10))
-		sectors = align_up(rng_range(&r->rng, 1, r->guest.now - sector), run_unit(r));
-	if ((op == BLK_WRITE || op == BLK_WRITE_ZEROES) && rng_chance(&r->rng, r->cfg.fua_percent))
-		flags |= BLK_FUA;
-	if (op == BLK_WRITE_ZEROES && rng_chance(&r->rng, 40))
-		flags |= BLK_NOUNMAP;
 	slot_submit(s, op, flags, sector, sectors);
 }
 
@@ -331,6 +274,8 @@ static bool step(struct run *r)
 	return true;
 }
 
+static void resize_settle(struct run *r);
+
 static void report_hang(struct run *r, const char *what)
 {
 	for (unsigned i = 0; i < r->nslots; i++) {
@@ -357,6 +302,7 @@ static bool pump_steps(struct run *r, bool (*done)(struct run *r, void *arg), vo
 		if (!steps--)
 			return false;
 		snaps_settle(r);
+		resize_settle(r);
 		if (!step(r))
 			report_hang(r, "stuck");
 		else if (r->steps > RUN_MAX_STEPS)
@@ -513,6 +459,45 @@ static void resize(struct run *r, unsigned requests)
 	r->guest.now = r->guest.resize.to;
 }
 
+void run_resize_begin(struct run *r)
+{
+	if (r->resizing || r->guest.now == r->guest.resize.to)
+		return;
+	/* from the first try on a crash may show the new size */
+	if (r->guest.resize.submit == SIM_NEVER)
+		r->guest.resize.submit = simdisk_mark(r->disk);
+	r->resizing = inside_make(r);
+	r->resizing->task.fn = resize_image;
+	loop_spawn(r->loops[0], &r->resizing->task);
+}
+
+static void resize_settle(struct run *r)
+{
+	struct inside *in = r->resizing;
+
+	if (!in || !in->done)
+		return;
+	r->resizing = NULL;
+	if (!in->ret) {
+		r->guest.resize.done = simdisk_mark(r->disk);
+		r->guest.now = r->guest.resize.to;
+	} else if (!r->disk->failed) {
+		run_fail(r, "resize: %s", error_text(&in->err, in->ret));
+	}
+}
+
+/* What a recovered process finds: the size that a resize which was killed has given the image, or not. */
+static void resize_recovered(struct run *r)
+{
+	struct guest_resize *g = &r->guest.resize;
+
+	if (g->submit == SIM_NEVER || r->guest.now == g->to ||
+	    qcow2_size_bytes(r->img) != g->to * SECTOR_BYTES)
+		return;
+	g->done = simdisk_mark(r->disk); /* rule 16: it is durable */
+	r->guest.now = g->to;
+}
+
 static bool snapshots_idle(struct run *r, void *arg)
 {
 	snaps_settle(r);
@@ -608,6 +593,7 @@ static void process_dies(struct run *r)
 	simdisk_kill(r->disk);
 	simdisk_mark(r->disk);
 	r->img = NULL;
+	r->resizing = NULL;
 	for (unsigned q = 0; q < RUN_MAX_QUEUES; q++)
 		r->queues[q] = NULL;
 	r->kills++;
@@ -689,8 +675,10 @@ bool run_recover(struct run *r, uint64_t steps)
 	}
 	if (!ret && in->ret)
 		ret = error_set(&err, in->ret, "%s", error_text(&in->err, in->ret));
-	if (!ret)
+	if (!ret) {
+		resize_recovered(r);
 		ret = queues_start(r, &err);
+	}
 	if (ret)
 		run_fail(r, "recover: %s", error_text(&err, ret));
 	else
@@ -736,10 +724,21 @@ void run_read_all(struct run *r)
 	}
 }
 
+/* Who closes an image may settle it before; what that returns does not matter to the close. */
+static void settle_image(struct co_task *task)
+{
+	struct inside *in = container_of(task, struct inside, task);
+
+	in->ret = qcow2_settle(in->run->img);
+	in->done = true;
+}
+
 void run_close(struct run *r)
 {
 	struct error err = {0};
 
+	if (!r->failed && r->cfg.seed % 4 > 1)
+		inside_co(r, r->loops[0], inside_make(r), settle_image);
 	for (unsigned q = 0; q < r->cfg.queues && !r->failed; q++) {
 		struct inside *in = inside_make(r);
 

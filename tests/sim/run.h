@@ -30,6 +30,7 @@ enum run_profile {
 	RUN_MIXED, /* any geometry */
 	RUN_CHURN, /* few clusters, allocated and freed all the time, with I/O that takes long */
 	RUN_GROW,  /* much allocation in 512-byte clusters: the refcount structures grow */
+	RUN_OVERLAP, /* a handful of large clusters, of which small parts are written, zeroed and read at once */
 	RUN_PROFILES,
 };
 
@@ -66,7 +67,7 @@ struct run_config {
 	unsigned max_sectors; /* of a request */
 	unsigned hot_percent; /* of requests go to a small part of the disk */
 	unsigned weight_write, weight_read, weight_flush, weight_discard, weight_zero;
-	unsigned fua_percent;
+	unsigned fua_percent, nounmap_percent;
 	unsigned turn_weight, io_weight, submit_weight, time_weight;
 	unsigned io_order; /* see pick_io() */
 	enum storage_op starved;
@@ -79,7 +80,7 @@ void run_config_make(struct run_config *cfg, enum run_profile profile, uint64_t 
  */
 void run_config_resize(struct run_config *cfg);
 void run_config_snapshots(struct run_config *cfg);
-/* For kills_whole(), snapshots included, and for faults_whole(); of more seeds than else the data lies apart. */
+/* For kills_whole(), snapshots and a disk that grows included, and for faults_whole(); of more seeds than else the data lies apart. */
 void run_config_kills(struct run_config *cfg);
 void run_config_faults(struct run_config *cfg);
 void run_config_print(const struct run_config *cfg);
@@ -109,6 +110,8 @@ struct slot {
 	uint8_t *mem;
 };
 
+struct inside;
+
 struct run {
 	struct run_config cfg;
 	struct rng rng;
@@ -137,6 +140,7 @@ struct run {
 	bool failed;
 	char text[512];
 	bool unservable;     /* see run_recover() */
+	struct inside *resizing; /* run_resize_begin(): it has not ended */
 	/* run_hold(): requests that meet the end of space are held, as front ends do */
 	bool holding;
 	struct hold_device hold_device;
@@ -159,6 +163,8 @@ void slot_set_payload(struct slot *s);
 int run_init(struct run *r, const struct run_config *cfg, const struct run_origin *origin);
 /* Opens the image and starts its queues; -errno is the engine's. */
 int run_open(struct run *r, struct error *err);
+/* A request of the character that the configuration gives it. */
+enum blk_op run_choose(struct run *r, unsigned *flags, uint64_t *sector, uint64_t *sectors);
 /* Submits @requests random requests and waits until all are done. */
 void run_requests(struct run *r, unsigned requests);
 /*
@@ -170,6 +176,11 @@ void run_hold(struct run *r, uint64_t tries);
 void run_end_fault(struct run *r);
 /* One request, of the caller's choice, alone; its result. */
 int run_one(struct run *r, enum blk_op op, unsigned flags, uint64_t sector, uint64_t sectors);
+/*
+ * The disk begins to grow to cfg.resize_bytes, if it has not done so and is not at it: it goes on while requests
+ * are made, and may be killed; then a later call is another try.
+ */
+void run_resize_begin(struct run *r);
 /*
  * Steps through random requests, @requests in all, and kills the process after @steps. What it had
  * in memory is gone, but for the log; its loops, coroutines and memory are left behind.

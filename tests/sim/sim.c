@@ -127,6 +127,35 @@ static bool explore_seed(struct explorer *e, enum run_profile profile, uint64_t 
 	return ok;
 }
 
+/*
+ * Runs of which the live reads alone are looked at: there it shows what requests that overlap do to each other, and
+ * it takes many of them.
+ */
+#define OVERLAP_RUNS 4
+
+static bool overlap_seed(const struct explorer *e, uint64_t seed)
+{
+	bool ok = true;
+
+	for (uint64_t s = seed * OVERLAP_RUNS; ok && s < (seed + 1) * OVERLAP_RUNS; s++) {
+		struct run_config cfg;
+		struct run r;
+
+		run_config_make(&cfg, RUN_OVERLAP, s);
+		run_config_resize(&cfg);
+		run_config_snapshots(&cfg);
+		ok = run_whole(&r, &cfg, NULL, e->extra);
+		run_free(&r);
+	}
+	return ok;
+}
+
+/* Of large runs one in eight seeds is explored. */
+static bool is_left_out(int profile, uint64_t seed)
+{
+	return (profile == RUN_GROW || profile == RUN_OVERLAP) && seed % 8;
+}
+
 static void explore_summary(const struct explorer *e, double seconds)
 {
 	const struct verifier *v = &e->verifier;
@@ -157,11 +186,12 @@ static int command_explore(const struct options *o)
 		e.deep_every = o->deep;
 	do {
 		for (int p = 0; p < RUN_PROFILES && ok; p++) {
-			/* growing runs are large: one in eight seeds */
-			if (o->profile >= 0 ? p != o->profile : p == RUN_GROW && seed % 8)
+			if (o->profile >= 0 ? p != o->profile : is_left_out(p, seed))
 				continue;
 			ok = explore_seed(&e, p, seed);
 		}
+		if (o->profile < 0 || o->profile == RUN_OVERLAP)
+			ok = ok && overlap_seed(&e, seed);
 		seed++;
 	} while (ok && e.explored < o->states && now() - start < o->seconds);
 	explore_summary(&e, now() - start);
@@ -276,11 +306,11 @@ static int mutant_child(int mutant, uint64_t states, int out)
 	e.exhaust = 64;
 	for (; ok && e.explored < states; seed++) {
 		for (int p = 0; p < RUN_PROFILES && ok; p++) {
-			if (p == RUN_GROW && seed % 8)
+			if (is_left_out(p, seed))
 				continue;
 			ok = explore_seed(&e, p, seed);
 		}
-		ok = ok && mutant_fault(&e, seed) &&
+		ok = ok && overlap_seed(&e, seed) && mutant_fault(&e, seed) &&
 		     kills_explore(&e, seed % 2 ? RUN_TINY : RUN_SMALL, seed, &r);
 		dprintf(out, "%" PRIu64 "\n", e.explored);
 	}

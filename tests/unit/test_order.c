@@ -4,7 +4,8 @@
  * write or a read that began before it is at work there; whoever needs no such place does not wait. A disk that
  * grows takes room in the recovery log for what that records, or waits for it. A log knows the size that a
  * recovered image was found to have, and so the next resize may be killed as well. And an image is settled
- * before its end, or says that there is no space for it: then nothing has been given up.
+ * before its end, or says that there is no space for it: then nothing has been given up. Nor is it by a recovery
+ * that finds no space, which leaves the log.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -468,6 +469,44 @@ static void test_what_has_no_space_is_not_given_up(void **state)
 	assert_int_equal(stop(), 0);
 }
 
+/* Killed; and a recovery that finds no space either leaves the log as it is, for one that does. */
+static void test_a_log_that_has_no_space_stays(void **state)
+{
+	static const struct qcow2_create_options o = {
+		.size_bytes = MiB, .cluster_bytes = 4096, .refcount_bits = 16};
+	static _Alignas(4096) uint8_t left[LOG_BYTES];
+	struct qcow2_options opts = {.writeback_delay_ms = 60000};
+	static struct memory then;
+	uint64_t l1;
+
+	create(&o);
+	with_log(&opts, recovery_log);
+	start(&opts);
+	l1 = full_from = img->l1.offset_bytes;
+	full_to = full_from + 4096;
+	assert_int_equal(request(BLK_WRITE, 0, 0, 8192, 'a'), 0);
+	assert_int_equal(request(BLK_DISCARD, 0, 0, 4096, 0), 0);
+	memory_init(&then);
+	memory_copy(&then, &disk);
+	memcpy(left, recovery_log, sizeof(left));
+	full_to = full_from;
+	assert_int_equal(stop(), 0);
+
+	full_to = l1 + 4096;
+	memory_copy(&disk, &then);
+	memcpy(recovery_log, left, sizeof(left));
+	opts.log_recover = true;
+	for (unsigned i = 0; i < 2; i++)
+		assert_int_equal(qcow2_open(&img, &disk.st, &opts, &error), -ENOSPC);
+	full_to = full_from;
+	start(&opts);
+	assert_int_equal(sector(0), 0);
+	assert_int_equal(sector(4096), 'a');
+	assert_int_equal(stop(), 0);
+	assert_sound();
+	memory_destroy(&then);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -478,6 +517,7 @@ int main(void)
 		cmocka_unit_test(test_growing_does_not_overflow_the_log),
 		cmocka_unit_test(test_a_resize_is_killed_twice),
 		cmocka_unit_test(test_what_has_no_space_is_not_given_up),
+		cmocka_unit_test(test_a_log_that_has_no_space_stays),
 	};
 	int ret = cmocka_run_group_tests(tests, NULL, NULL);
 

@@ -24,10 +24,11 @@
 #include "qcow2/image.h"
 #include "qcow2/map.h"
 #include "ring/co.h"
+#include "storage/names.h"
 
 #define LOG_BYTES (128 * KiB)
 
-static struct memory disk;
+static struct memory disk, data; /* the image, and a data file of some */
 static struct error error;
 static struct loop *loop;
 static struct qcow2_image *img;
@@ -36,7 +37,10 @@ static _Alignas(4096) uint8_t recovery_log[LOG_BYTES];
 
 /* ---- a disk that holds some I/O back, or is full ---- */
 
-static struct storage_io *held[16];
+static struct {
+	struct storage *st;
+	struct storage_io *io;
+} held[16];
 static unsigned nr_held;
 static uint64_t hold_from, hold_to; /* reads and writes that begin there */
 static uint64_t full_from, full_to; /* writes that begin there find no space */
@@ -49,7 +53,8 @@ static void order_submit(struct storage *st, struct storage_io *io)
 		io->complete(io, -ENOSPC);
 	} else if (moves && io->offset_bytes >= hold_from && io->offset_bytes < hold_to) {
 		assert_true(nr_held < ARRAY_LEN(held));
-		held[nr_held++] = io;
+		held[nr_held].st = st;
+		held[nr_held++].io = io;
 	} else {
 		memory_submit(st, io);
 	}
@@ -63,11 +68,24 @@ static const struct storage_ops order_ops = {.submit = order_submit, .close = or
 
 /* ---- an image, one loop, and requests ---- */
 
+static int open_data(void *arg, struct storage **out, char **path_out, const char *name, bool read_only,
+		     struct error *err)
+{
+	*out = &data.st;
+	if (path_out)
+		*path_out = strdup(name);
+	return 0;
+}
+
+static const struct names_policy names = {.open = open_data};
+
 static void create(const struct qcow2_create_options *o)
 {
 	memory_destroy(&disk);
 	memory_init(&disk);
-	disk.st.ops = &order_ops;
+	memory_destroy(&data);
+	memory_init(&data);
+	disk.st.ops = data.st.ops = &order_ops;
 	hold_from = hold_to = full_from = full_to = nr_held = 0;
 	assert_int_equal(qcow2_create(&disk.st, o, &error), 0);
 }
@@ -91,11 +109,12 @@ static void turn(void)
 
 static void release_one(struct loop_msg *msg)
 {
-	struct storage_io *io = held[0];
+	struct storage_io *io = held[0].io;
+	struct storage *st = held[0].st;
 
 	nr_held--;
 	memmove(held, held + 1, nr_held * sizeof(held[0]));
-	memory_submit(&disk.st, io);
+	memory_submit(st, io);
 }
 
 /* Lets the oldest I/O that is held go on, and what follows from that. */
@@ -217,7 +236,8 @@ static void hold_cluster(uint64_t goff)
  */
 static void overlap(const struct qcow2_create_options *o, enum qcow2_detect_zeroes detect)
 {
-	struct qcow2_options opts = {.no_lock = true, .detect_zeroes = detect};
+	struct qcow2_options opts = {
+		.no_lock = true, .detect_zeroes = detect, .image_path = "image", .names = &names};
 	static struct call in_place, read, zero, part, other, read_after;
 	uint64_t cluster = o->cluster_bytes;
 
@@ -230,6 +250,8 @@ static void overlap(const struct qcow2_create_options *o, enum qcow2_detect_zero
 	assert_int_equal(nr_held, 2);
 	if (detect)
 		begin(&zero, BLK_WRITE, 0, 0, cluster, 0);
+	else if (o->data_file)
+		begin(&zero, BLK_DISCARD, 0, 0, cluster, 0xee);
 	else
 		begin(&zero, BLK_WRITE_ZEROES, BLK_NOUNMAP, 0, cluster, 0xee);
 	begin(&part, BLK_WRITE, 0, 0, 512, 'c');
@@ -285,6 +307,18 @@ static void test_the_same_with_subclusters(void **state)
 						      .cluster_bytes = 16 * KiB,
 						      .refcount_bits = 16,
 						      .extended_l2 = true};
+
+	overlap(&o, QCOW2_DETECT_ZEROES_OFF);
+}
+
+/* There a cluster that is unlinked gets the same place again. */
+static void test_the_same_with_a_data_file(void **state)
+{
+	static const struct qcow2_create_options o = {.size_bytes = MiB,
+						      .cluster_bytes = 4096,
+						      .refcount_bits = 16,
+						      .version = 3,
+						      .data_file = "data"};
 
 	overlap(&o, QCOW2_DETECT_ZEROES_OFF);
 }
@@ -513,6 +547,7 @@ int main(void)
 		cmocka_unit_test(test_a_place_that_is_kept_is_not_written_too_early),
 		cmocka_unit_test(test_the_same_with_zeros_that_are_found_out),
 		cmocka_unit_test(test_the_same_with_subclusters),
+		cmocka_unit_test(test_the_same_with_a_data_file),
 		cmocka_unit_test(test_nobody_else_waits),
 		cmocka_unit_test(test_growing_does_not_overflow_the_log),
 		cmocka_unit_test(test_a_resize_is_killed_twice),
@@ -522,5 +557,6 @@ int main(void)
 	int ret = cmocka_run_group_tests(tests, NULL, NULL);
 
 	memory_destroy(&disk);
+	memory_destroy(&data);
 	return ret;
 }

@@ -61,20 +61,32 @@ static const struct option stop_options[] = {
 
 /* ---- detaching ---- */
 
-static int dead_del(const struct entry *e, struct statedir *dir, struct error *err)
+/*
+ * -ESTALE: it is not dead any more, as somebody takes it over. @forced: whoever is about to, is too late;
+ * one who serves it, or has begun to, is not.
+ */
+static int dead_del(const struct entry *e, struct statedir *dir, bool forced, struct error *err)
 {
 	struct error note = {0};
 	struct entry_list list;
 	int ret;
 
-	/* Under the lock, and looked at anew: two of us may be at it. */
+	/* Under the lock, and looked at anew: two of us may be at it, or a `recover`. */
 	ret = statedir_lock(dir, err);
 	if (ret)
 		return ret;
 	ret = entry_list_read(&list, dir, err);
-	for (size_t i = 0; !ret && i < list.count; i++)
-		if (strcmp(list.entries[i].key, e->key) == 0)
-			ret = cleanup_entry(dir, e, &note, err);
+	for (size_t i = 0; !ret && i < list.count; i++) {
+		const struct entry *now = &list.entries[i];
+
+		if (strcmp(now->key, e->key))
+			continue;
+		if (entry_is_dead(now) || (forced && now->state == ENTRY_RECOVERING))
+			ret = cleanup_entry(dir, now, &note, err);
+		else
+			ret = error_set(err, -ESTALE, "is taken over by process %d",
+					(int)now->process.pid);
+	}
 	entry_list_free(&list);
 	statedir_unlock(dir);
 	if (note.text[0])
@@ -192,7 +204,7 @@ static int recovering_del(const struct entry *e, struct statedir *dir, struct er
 			log_debug("process %d does not end", (int)e->supervisor.pid);
 		close(pidfd);
 	}
-	return dead_del(e, dir, err);
+	return dead_del(e, dir, true, err);
 }
 
 static int entry_del(const struct entry *e, struct statedir *dir, void *arg, struct error *err)
@@ -209,12 +221,12 @@ static int entry_del(const struct entry *e, struct statedir *dir, void *arg, str
 		ret = takeover_wait(&now, dir, timeout_ms, err);
 		if (ret == -EBUSY && del->force) {
 			memset(err, 0, sizeof(*err));
-			return recovering_del(&now, dir, err);
-		}
-		if (!ret && entry_is_dead(&now))
-			return dead_del(&now, dir, err);
-		if (!ret)
+			ret = recovering_del(&now, dir, err);
+		} else if (!ret && entry_is_dead(&now)) {
+			ret = dead_del(&now, dir, false, err);
+		} else if (!ret) {
 			ret = live_del(&now, dir, del, err);
+		}
 		if (ret == -ESTALE && entry_again(&now, dir, err) == -ENODEV)
 			ret = -ENODEV;
 	}

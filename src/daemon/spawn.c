@@ -149,8 +149,9 @@ static int worker_main(const struct daemon_config *config)
 		return 1;
 	}
 	null_onto(STDERR_FILENO, STDERR_FILENO);
-	/* A device that nobody has heard of is not left behind. */
-	if (report.usable(&report, daemon_device(d)))
+	/* A device that nobody has heard of is not left behind. One that was taken over has its users. */
+	if (report.usable(&report, daemon_device(d)) &&
+	    !(config->supervision && config->supervision->replay))
 		return daemon_detach(d) ? 1 : 0;
 	close(REPORT_FD);
 	return daemon_serve(d) ? 1 : 0;

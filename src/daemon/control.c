@@ -343,6 +343,7 @@ static int line_ask(const struct statedir *dir, const struct entry *e, const cha
 		    int timeout_ms, json_t **out, struct error *err)
 {
 	uint64_t deadline_ms = control_now_ms() + (uint64_t)timeout_ms;
+	struct timeval patience = {timeout_ms / 1000, timeout_ms % 1000 * 1000};
 	ssize_t len = (ssize_t)strlen(request);
 	struct sockaddr_un addr;
 	char line[ANSWER_MAX];
@@ -354,9 +355,11 @@ static int line_ask(const struct statedir *dir, const struct entry *e, const cha
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (fd < 0)
 		return -errno;
-	if (connect(fd, (struct sockaddr *)&addr, sizeof(addr)) ||
+	/* where a daemon that hangs has been asked often, connecting is what would wait for ever */
+	if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience)) ||
+	    connect(fd, (struct sockaddr *)&addr, sizeof(addr)) ||
 	    send(fd, request, (size_t)len, MSG_NOSIGNAL) != len)
-		ret = -errno;
+		ret = errno == EAGAIN ? -ETIMEDOUT : -errno;
 	if (!ret)
 		ret = line_receive(fd, line, sizeof(line), deadline_ms);
 	close(fd);

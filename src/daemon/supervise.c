@@ -65,6 +65,7 @@ struct supervisor {
 	unsigned layers_count;
 	_Atomic int *shared;
 	pid_t worker;
+	bool upgrade_asked;		 /* and not done yet */
 	uint64_t deaths_ms[WORKERS_MAX]; /* the last ones, round and round */
 	unsigned deaths;
 	sigset_t signals;
@@ -458,18 +459,36 @@ out:
 		close(secret_fd);
 }
 
-/* Waits until the worker has ended; its status. */
+/* Whether somebody has said to which program. */
+static bool upgrade_wanted(const struct supervisor *s)
+{
+	char name[ENTRY_KEY_MAX + 8];
+
+	snprintf(name, sizeof(name), "%s.upgrade", s->supervision.key);
+	return !faccessat(s->dir.fd, name, F_OK, AT_SYMLINK_NOFOLLOW);
+}
+
+/*
+ * Waits until the worker has ended; its status. One that is to give way to another program does so when it
+ * serves, which its successor may have to do first: it was asked for while it was being killed.
+ */
 static int worker_wait(struct supervisor *s, bool *upgrade)
 {
+	const struct timespec step = {.tv_nsec = 20000000};
 	int status;
 
 	*upgrade = false;
 	while (waitpid(s->worker, &status, WNOHANG) != s->worker) {
-		int sig = sigwaitinfo(&s->signals, NULL);
+		int sig = s->upgrade_asked ? sigtimedwait(&s->signals, NULL, &step)
+					   : sigwaitinfo(&s->signals, NULL);
 
 		if (sig == SIGTERM || sig == SIGINT)
 			kill(s->worker, SIGTERM);
-		if (sig == SIGUSR1 && atomic_load(s->shared) >= 0) {
+		s->upgrade_asked |= sig == SIGUSR1;
+		if (!s->upgrade_asked || atomic_load(s->shared) < 0)
+			continue;
+		s->upgrade_asked = false;
+		if (!*upgrade && upgrade_wanted(s)) {
 			*upgrade = true;
 			kill(s->worker, SIGKILL);
 		}
@@ -647,8 +666,10 @@ static int upgrade_write_program(const struct statedir *dir, const struct entry 
 
 	if (len <= 0 || len == sizeof(path))
 		return error_set(err, -EIO, "cannot tell where this program is");
+	/* in one piece, with its end: another of us may write it, and the supervisor read it, meanwhile */
+	path[len++] = '\0';
 	snprintf(name, sizeof(name), "%s.upgrade", e->key);
-	fd = openat(dir->fd, name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+	fd = openat(dir->fd, name, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (fd < 0 || write(fd, path, (size_t)len) != len)
 		ret = errno ? -errno : -EIO;
 	if (fd >= 0)
@@ -661,14 +682,19 @@ static int upgrade_done(const struct statedir *dir, const struct entry *before, 
 {
 	struct entry_list list;
 	int ret = entry_list_read(&list, dir, err), done = -ENODEV;
+	char name[ENTRY_KEY_MAX + 8];
 
+	/* taken away by who becomes that program: a worker that just died has a successor without that */
+	snprintf(name, sizeof(name), "%s.upgrade", before->key);
 	for (size_t i = 0; !ret && i < list.count; i++) {
 		const struct entry *e = &list.entries[i];
 
 		if (strcmp(e->key, before->key) != 0)
 			continue;
-		done = e->state == ENTRY_LIVE && (e->process.pid != before->process.pid ||
-						  e->process.start_ticks != before->process.start_ticks);
+		done = e->state == ENTRY_LIVE &&
+		       (e->process.pid != before->process.pid ||
+			e->process.start_ticks != before->process.start_ticks) &&
+		       faccessat(dir->fd, name, F_OK, AT_SYMLINK_NOFOLLOW);
 		if (e->state == ENTRY_QUIESCED || e->state == ENTRY_DEAD)
 			done = -EIO;
 	}

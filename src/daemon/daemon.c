@@ -58,6 +58,9 @@
 /* For a moment's user to close the device. */
 #define RELEASE_TRIES 20
 
+/* For the lock of the folder of state, of statedir_lock()'s waits each. */
+#define REPLAY_LOCK_TRIES 4
+
 struct daemon {
 	struct daemon_config config;
 	struct statedir dir;
@@ -164,13 +167,38 @@ int daemon_conflicts(const struct daemon_config *config, const struct statedir *
 	return ret;
 }
 
+/*
+ * Of a device that waits, one supervisor takes care: the first whose worker comes here. That it waits no
+ * more, since `del` gave it up, shows here as well.
+ */
+static int takeover_check(const struct entry *e, const struct entry_list *list, struct error *err)
+{
+	for (size_t i = 0; i < list->count; i++) {
+		const struct entry *other = &list->entries[i];
+
+		if (strcmp(e->key, other->key))
+			continue;
+		if (entry_is_dead(other) ||
+		    (other->supervisor.pid == e->supervisor.pid &&
+		     other->supervisor.start_ticks == e->supervisor.start_ticks))
+			return 0;
+		return error_set(err, -EBUSY,
+				 "does not wait for recovery: process %d takes care of it",
+				 (int)other->supervisor.pid);
+	}
+	return error_set(err, -ENODEV, "does not wait for recovery: it was detached");
+}
+
 /* Under the lock of the folder; invariant 2. */
 static int entry_register(struct daemon *d, struct error *err)
 {
+	const struct supervision *supervision = d->config.supervision;
 	struct entry_list list;
 	int ret;
 
 	ret = entry_list_read(&list, &d->dir, err);
+	if (!ret && supervision && supervision->replay)
+		ret = takeover_check(&d->entry, &list, err);
 	for (size_t i = 0; !ret && i < list.count; i++)
 		ret = conflict_check(&d->entry, &list.entries[i], err);
 	entry_list_free(&list);
@@ -178,6 +206,20 @@ static int entry_register(struct daemon *d, struct error *err)
 		return ret;
 	ret = entry_write(&d->entry, &d->dir, err);
 	d->registered = !ret;
+	return ret;
+}
+
+/* The lock is held for as long as it takes to clean up a device; one with users is not left for that. */
+static int registration_lock(struct daemon *d, struct error *err)
+{
+	const struct supervision *supervision = d->config.supervision;
+	unsigned tries = supervision && supervision->replay ? REPLAY_LOCK_TRIES : 1;
+	int ret = -EWOULDBLOCK;
+
+	while (ret == -EWOULDBLOCK && tries--) {
+		memset(err, 0, sizeof(*err));
+		ret = statedir_lock(&d->dir, err);
+	}
 	return ret;
 }
 
@@ -385,6 +427,11 @@ static int device_start(struct daemon *d, struct daemon_report *report, struct e
 	if (ret)
 		return ret;
 	ret = entry_write(&d->entry, &d->dir, err);
+	if (ret &&
+	    options.recover) { /* it has users: what the entry says of it is not worth their disk */
+		log_err("%s", error_text(err, ret));
+		ret = 0;
+	}
 	privileges_serving(&d->privileges);
 	if (!ret && supervision)
 		atomic_store(supervision->live_id, d->entry.id);
@@ -461,7 +508,7 @@ int daemon_attach(struct daemon **out, const struct daemon_config *config,
 	if (!ret)
 		ret = signals_take(d, err);
 	if (!ret)
-		ret = statedir_lock(&d->dir, err);
+		ret = registration_lock(d, err);
 	if (!ret) {
 		ret = entry_register(d, err);
 		statedir_unlock(&d->dir);
@@ -701,12 +748,15 @@ static void request_serve(void *arg, struct control_client *client,
 /* The first request is held for want of space, or the last one has gone on. */
 static void held_changed(struct daemon *d)
 {
-	bool no_space = d->frontend_ops->held(d->frontend) > 0;
 	struct error ignored = {0};
 	uint64_t count;
+	bool no_space;
 
-	if (read(d->frontend_ops->hold_fd(d->frontend), &count, sizeof(count)) < 0 ||
-	    no_space == d->entry.no_space)
+	/* first: what changes after the look is told again */
+	if (read(d->frontend_ops->hold_fd(d->frontend), &count, sizeof(count)) < 0)
+		return;
+	no_space = d->frontend_ops->held(d->frontend) > 0;
+	if (no_space == d->entry.no_space)
 		return;
 	d->entry.no_space = no_space;
 	if (no_space)

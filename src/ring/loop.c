@@ -43,10 +43,19 @@
 #include "base/log.h"
 #include "base/math.h"
 #include "ring/impl.h"
+#include "ring/restrict.h"
 
 enum {
 	TURN_SWITCHES = 1024,
 	SQ_ENTRIES_MAX = 32768,
+};
+
+/* All that this program submits. IORING_OP_TIMEOUT is liburing's, on kernels before 5.11. */
+static const uint8_t operations[] = {
+	IORING_OP_NOP,	      IORING_OP_READ,	     IORING_OP_WRITE,	    IORING_OP_READV,
+	IORING_OP_WRITEV,     IORING_OP_READ_FIXED,  IORING_OP_WRITE_FIXED, IORING_OP_FSYNC,
+	IORING_OP_FALLOCATE,  RING_OP_FTRUNCATE,     IORING_OP_POLL_ADD,    IORING_OP_ASYNC_CANCEL,
+	IORING_OP_TIMEOUT,    IORING_OP_URING_CMD, /* the last one: see loop_restrict() */
 };
 
 static _Thread_local struct loop *self_loop;
@@ -134,6 +143,22 @@ static int ring_create(struct loop *loop, const struct loop_params *p, struct er
 	return 0;
 }
 
+/* Without that all works as well, and somebody who has taken over this process may ask for more. */
+static void loop_restrict(struct loop *loop, const struct loop_params *p)
+{
+	static atomic_bool said;
+	unsigned count = ARRAY_LEN(operations);
+	int ret;
+
+	if (p->any_op)
+		return;
+	if (!p->commands)
+		count--;
+	ret = ring_restrict(&loop->ring, operations, count);
+	if (ret && !atomic_exchange(&said, true))
+		log_info("what may be submitted to io_uring is not restricted: %s", strerror(-ret));
+}
+
 /* Without the table I/O works as well, a little slower: loop_file_register() then says so. */
 static void ring_register_table(struct loop *loop)
 {
@@ -177,6 +202,7 @@ int loop_create(struct loop **out, const struct loop_params *params, struct erro
 	if (ret)
 		goto fail;
 	ring_register_table(loop);
+	loop_restrict(loop, params);
 	loop->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (loop->wake_fd < 0) {
 		ret = error_set(err, -errno, "cannot create an eventfd: %s", strerror(errno));
@@ -589,15 +615,13 @@ static void deliver(struct loop *loop)
 }
 
 /* On the thread that will run it: the kernel binds a ring to the task that enables it. */
-static int ring_enable(struct loop *loop)
+static int loop_enable(struct loop *loop)
 {
 	int ret;
 
 	if (!loop->enabled) {
-		/* liburing 2.3 declares io_uring_enable_rings(), but its library lacks it. */
-		ret = io_uring_register((unsigned)loop->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS,
-					NULL, 0);
-		if (ret < 0)
+		ret = ring_enable(&loop->ring);
+		if (ret)
 			return ret;
 		loop->enabled = true;
 		wake_arm(loop);
@@ -620,7 +644,7 @@ int loop_run(struct loop *loop)
 	int ret;
 
 	assert(loop->has_ring && !self_loop);
-	ret = ring_enable(loop);
+	ret = loop_enable(loop);
 	if (ret)
 		return ret;
 	name_thread(loop);

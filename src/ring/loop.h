@@ -40,6 +40,8 @@ struct loop_params {
 	size_t stack_bytes;  /* of each coroutine; 0: the default */
 	bool ringless;
 	bool sqe128;
+	bool commands; /* IORING_OP_URING_CMD will be submitted */
+	bool any_op;   /* so may be whatever the kernel has: the ring is not restricted (restrict.h) */
 };
 
 /* The ring is created disabled, and enabled by the first loop_run() on the thread that calls it. */

@@ -42,10 +42,8 @@
 #include <unistd.h>
 
 #include "base/math.h"
+#include "ring/restrict.h"
 #include "storage/lock.h"
-
-/* liburing 2.3 does not know it; Linux 6.9. */
-#define OP_FTRUNCATE 55
 
 enum {
 	FILE_LOOPS_MAX = 64,
@@ -66,7 +64,7 @@ enum {
 struct file_loop {
 	_Atomic(struct loop *) loop; /* NULL: the entry is free */
 	int slot;		     /* in the registered table; -1: the plain descriptor */
-	bool can_truncate;	     /* the ring has OP_FTRUNCATE */
+	bool can_truncate;	     /* the ring has it: RING_OP_FTRUNCATE */
 	unsigned in_flight;
 };
 
@@ -384,7 +382,7 @@ static void file_issue(struct file *f, struct storage_io *io)
 		sqe->addr = io->len_bytes;
 		break;
 	case STORAGE_TRUNCATE:
-		prep(sqe, OP_FTRUNCATE, io->offset_bytes, NULL, 0);
+		prep(sqe, RING_OP_FTRUNCATE, io->offset_bytes, NULL, 0);
 		break;
 	}
 }
@@ -469,8 +467,8 @@ static void file_submit(struct storage *st, struct storage_io *io)
 static bool ring_has_truncate(struct loop *loop)
 {
 	struct io_uring_probe *probe = io_uring_get_probe_ring(loop_ring(loop));
-	bool has = probe && probe->last_op >= OP_FTRUNCATE &&
-		   probe->ops[OP_FTRUNCATE].flags & IO_URING_OP_SUPPORTED;
+	bool has = probe && probe->last_op >= RING_OP_FTRUNCATE &&
+		   probe->ops[RING_OP_FTRUNCATE].flags & IO_URING_OP_SUPPORTED;
 
 	io_uring_free_probe(probe);
 	return has;

@@ -87,6 +87,7 @@ enum target_snapshot { TARGET_SNAPSHOT_CREATE, TARGET_SNAPSHOT_APPLY, TARGET_SNA
 struct target_ops {
 	const char *name;
 	size_t request_bytes;	 /* private memory for each request; see blk_request.priv */
+	bool any_op;		 /* submits operations to the loops that are not this program's (loop_params) */
 
 	/* On error nothing is left open and @err says why. */
 	int (*open)(struct target **out, const struct target_options *opts, struct error *err);

@@ -33,6 +33,7 @@
 
 #include "base/log.h"
 #include "base/math.h"
+#include "ring/restrict.h"
 #include "ublk/request.h"
 
 #define SLOTS	    8
@@ -304,6 +305,21 @@ static int features_get(struct ublk_ctrl *ctrl, struct error *err)
 	return 0;
 }
 
+static int ring_make(struct ublk_ctrl *ctrl)
+{
+	static const uint8_t operations[] = {IORING_OP_URING_CMD, IORING_OP_ASYNC_CANCEL};
+	int ret = io_uring_queue_init(2 * SLOTS, &ctrl->ring,
+				      IORING_SETUP_SQE128 | IORING_SETUP_R_DISABLED);
+
+	if (ret)
+		return ret;
+	ctrl->ring_ok = true;
+	ret = ring_restrict(&ctrl->ring, operations, 2);
+	if (ret)
+		log_debug("ublk's commands: what may be submitted is not restricted: %s", strerror(-ret));
+	return ring_enable(&ctrl->ring);
+}
+
 int ublk_ctrl_open(struct ublk_ctrl **out, struct error *err)
 {
 	struct ublk_ctrl *ctrl = calloc(1, sizeof(*ctrl));
@@ -321,12 +337,11 @@ int ublk_ctrl_open(struct ublk_ctrl **out, struct error *err)
 			error_set(err, ret, "cannot open %s: %s", UBLK_CTRL_PATH, strerror(-ret));
 		goto fail;
 	}
-	ret = io_uring_queue_init(2 * SLOTS, &ctrl->ring, IORING_SETUP_SQE128);
+	ret = ring_make(ctrl);
 	if (ret) {
 		error_set(err, ret, "no io_uring for ublk's commands: %s", strerror(-ret));
 		goto fail;
 	}
-	ctrl->ring_ok = true;
 	ret = features_get(ctrl, err);
 	if (ret)
 		goto fail;

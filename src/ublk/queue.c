@@ -308,6 +308,8 @@ static int loop_make(struct ublk_queue *q, struct error *err)
 		/* every tag commits and starts I/O of its own in one turn */
 		.sq_entries = max_of(2 * q->config.depth, 64u),
 		.coroutines = ops->coroutines ? ops->coroutines(q->config.target, q->config.queue) : 0,
+		.commands = true,
+		.any_op = ops->any_op,
 	};
 	int ret;
 

@@ -126,6 +126,7 @@ static void forward_queue_stop(struct target *t, unsigned queue)
 }
 
 static const struct target_ops forward_ops = {
+	.any_op = true, /* ublkdev_sqe() */
 	.queue_start = forward_queue_start,
 	.submit = forward_submit,
 	.queue_stop = forward_queue_stop,

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Proves that a loop loses no message, wakes for each, keeps each sender's order, fires timers in
- * order and not early, survives a submission queue that fills up during delivery, and that a
- * ringless loop does the same without clock and kernel, the same each time.
+ * order and not early, survives a submission queue that fills up during delivery, and that its ring takes
+ * the operations that this program submits and no others; and that a ringless loop does the same without clock and kernel, the same each time.
  */
 #include <errno.h>
 #include <liburing.h>
@@ -324,6 +324,92 @@ static void test_queue_overflow(void **state)
 	loop_destroy(n.loop);
 }
 
+/* ---- what a ring takes ---- */
+
+struct asked {
+	struct loop_op op;
+	struct loop *loop;
+	const uint8_t *ops;
+	uint8_t flags;
+	unsigned count, done;
+	int results[64];
+	struct loop_msg msg;
+};
+
+static void asked_next(struct loop_msg *msg)
+{
+	struct asked *a = container_of(msg, struct asked, msg);
+	struct io_uring_sqe *sqe = loop_sqe(a->loop, &a->op);
+
+	sqe->opcode = a->ops[a->done];
+	sqe->flags = a->flags;
+	sqe->fd = -1;
+}
+
+static void asked_complete(struct loop_op *op, int res, uint32_t cqe_flags)
+{
+	struct asked *a = container_of(op, struct asked, op);
+
+	a->results[a->done++] = res;
+	if (a->done == a->count)
+		loop_stop(a->loop);
+	else
+		asked_next(&a->msg);
+}
+
+/* The results of operations about descriptor -1, with nothing else set, one after the other. */
+static void ask(struct asked *a, struct loop *loop, const uint8_t *ops, unsigned count, uint8_t flags)
+{
+	*a = (struct asked){.op.complete = asked_complete, .loop = loop, .ops = ops, .flags = flags,
+			    .count = count, .msg.fn = asked_next};
+	loop_post(loop, &a->msg);
+	assert_int_equal(loop_run(loop), 0);
+	assert_int_equal(a->done, count);
+}
+
+static void test_other_operations_are_refused(void **state)
+{
+	static const uint8_t refused[] = {
+		IORING_OP_OPENAT,   IORING_OP_OPENAT2,	 IORING_OP_CLOSE,	  IORING_OP_STATX,
+		IORING_OP_SOCKET,   IORING_OP_CONNECT,	 IORING_OP_ACCEPT,	  IORING_OP_SENDMSG,
+		IORING_OP_RECVMSG,  IORING_OP_SEND,	 IORING_OP_RECV,	  IORING_OP_UNLINKAT,
+		IORING_OP_RENAMEAT, IORING_OP_MKDIRAT,	 IORING_OP_SYMLINKAT,	  IORING_OP_LINKAT,
+		IORING_OP_SPLICE,   IORING_OP_TEE,	 IORING_OP_EPOLL_CTL,	  IORING_OP_MSG_RING,
+		IORING_OP_MADVISE,  IORING_OP_SETXATTR,	 IORING_OP_FILES_UPDATE,  IORING_OP_SHUTDOWN,
+		IORING_OP_GETXATTR, IORING_OP_FSETXATTR, IORING_OP_PROVIDE_BUFFERS, IORING_OP_URING_CMD,
+	};
+	static const uint8_t taken[] = {IORING_OP_READ,	 IORING_OP_WRITE,     IORING_OP_READV,
+					IORING_OP_FSYNC, IORING_OP_FALLOCATE, IORING_OP_POLL_ADD};
+	static const uint8_t open[] = {IORING_OP_CLOSE};
+	struct loop_params any = {.name = "test", .sq_entries = 4, .any_op = true};
+	struct loop *loop = make_loop(false, 4, 0);
+	struct asked a;
+	int fd = 0;
+
+	ask(&a, loop, refused, ARRAY_LEN(refused), 0);
+	for (size_t i = 0; i < ARRAY_LEN(refused); i++)
+		if (a.results[i] != -EACCES)
+			fail_msg("operation %u: %d", refused[i], a.results[i]);
+	ask(&a, loop, taken, ARRAY_LEN(taken), 0);
+	for (size_t i = 0; i < ARRAY_LEN(taken); i++)
+		if (a.results[i] == -EACCES)
+			fail_msg("operation %u is refused", taken[i]);
+	/* by a thread of the kernel's, in a chain: nobody asks for that either */
+	ask(&a, loop, taken, 1, IOSQE_ASYNC);
+	assert_int_equal(a.results[0], -EACCES);
+	assert_int_equal(io_uring_register((unsigned)loop_ring(loop)->ring_fd, IORING_REGISTER_EVENTFD, &fd, 1),
+			 -EACCES);
+	assert_int_equal(
+		io_uring_register((unsigned)loop_ring(loop)->ring_fd, IORING_REGISTER_PERSONALITY, NULL, 0),
+		-EACCES);
+	loop_destroy(loop);
+
+	assert_int_equal(loop_create(&loop, &any, NULL), 0);
+	ask(&a, loop, open, 1, 0);
+	assert_int_equal(a.results[0], -EBADF);
+	loop_destroy(loop);
+}
+
 static void test_file_table(void **state)
 {
 	struct loop *loop = make_loop(false, 4, 0);
@@ -447,7 +533,8 @@ int main(void)
 		cmocka_unit_test(test_flood),	       cmocka_unit_test(test_ping_pong),
 		cmocka_unit_test(test_fan_out),
 		cmocka_unit_test(test_wake_race),      cmocka_unit_test(test_stop_before_run),
-		cmocka_unit_test(test_queue_overflow), cmocka_unit_test(test_file_table),
+		cmocka_unit_test(test_queue_overflow),
+		cmocka_unit_test(test_other_operations_are_refused), cmocka_unit_test(test_file_table),
 		cmocka_unit_test(test_timers),	       cmocka_unit_test(test_ringless_timers),
 		cmocka_unit_test(test_idle_hook),
 	};

@@ -59,14 +59,8 @@ static const struct cli_command *command_find(const char *name)
 /* Not for people: what a supervisor runs to become another version of itself. */
 static int supervise_main(const char *key, const char *held_fds, const char *secret_fd)
 {
-	int held[HELD_FDS] = {-1, -1};
 	struct error err = {0};
-	int ret;
-
-	/* a former version names one */
-	if (held_fds && sscanf(held_fds, "%d,%d", &held[HELD_IMAGE], &held[HELD_DATA]) < 1)
-		held[HELD_IMAGE] = -1;
-	ret = daemon_resume(key, held, secret_fd ? atoi(secret_fd) : -1, &err);
+	int ret = daemon_resume(key, held_fds, secret_fd ? atoi(secret_fd) : -1, &err);
 
 	log_err("%s", error_text(&err, ret));
 	return CLI_FAILED;

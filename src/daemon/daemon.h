@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "daemon/harden.h"
+#include "qcow2.h"
 #include "storage/names.h"
 #include "target/frontend.h"
 #include "target/target.h"
@@ -16,8 +17,8 @@
 struct supervision;
 struct entry;
 
-/* What an image's locks are on. */
-enum { HELD_IMAGE, HELD_DATA, HELD_FDS };
+/* What an image's locks are on: itself, its data file, and the backing files from the top. */
+enum { HELD_IMAGE, HELD_DATA, HELD_LAYERS, HELD_FDS = HELD_LAYERS + QCOW2_BACKING_MAX };
 
 struct daemon_config {
 	const struct target_ops *target;
@@ -100,9 +101,9 @@ int daemon_recover(const struct entry *e, struct secret *passphrase, struct daem
 		   struct error *err) must_check;
 /*
  * This process becomes the supervisor of the device with entry @key, whose former supervisor ran this
- * program in its place, and left it descriptors (-1: none), @secret_fd with the passphrase in it. Returns
- * an exit status.
+ * program in its place, and left it descriptors: @held as SUPERVISE_COMMAND has them, @secret_fd with the
+ * passphrase in it (-1: none). Returns an exit status.
  */
-int daemon_resume(const char *key, const int held[HELD_FDS], int secret_fd, struct error *err);
+int daemon_resume(const char *key, const char *held, int secret_fd, struct error *err);
 
 #endif

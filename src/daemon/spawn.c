@@ -363,7 +363,7 @@ int daemon_recover(const struct entry *e, struct secret *passphrase, struct daem
 	return ret ? ret : daemon_spawn(&config, report, err);
 }
 
-int daemon_resume(const char *key, const int held[HELD_FDS], int secret_fd, struct error *err)
+int daemon_resume(const char *key, const char *held, int secret_fd, struct error *err)
 {
 	struct daemon_config config = {0};
 	struct entry_list list = {0};
@@ -384,8 +384,7 @@ int daemon_resume(const char *key, const int held[HELD_FDS], int secret_fd, stru
 	if (ret)
 		return error_set(err, ret, "there is no device to supervise");
 	config.locks_inherited = true;
-	for (unsigned i = 0; i < HELD_FDS; i++)
-		config.held[i] = held[i] + 1;
+	supervise_held_take(&config, held);
 	statedir_close(&dir);
 	if (secret_fd >= 0)
 		ret = supervise_secret_take(&config, secret_fd, err);

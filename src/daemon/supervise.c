@@ -9,7 +9,8 @@
  * Invariants:
  *  1. (rule 18) The supervisor holds QEMU's image locks, on an open file description of its own, from
  *     before the first worker starts until after the last one ended. Workers take the same ones beside it,
- *     so that the image is locked for as long as either is there.
+ *     so that the image is locked for as long as either is there. So are its data file and its backing files.
+ *     Another program that the supervisor becomes gets the very descriptions: nothing lapses meanwhile.
  *  2. The recovery log, KEY.log in the folder of state, exists as long as a worker that is killed could
  *     be followed by another, and is removed with the entry, by the worker that detached the device.
  *  3. The supervisor may be killed at any time: the worker goes on; if it is killed too, everything that
@@ -28,6 +29,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -61,7 +63,7 @@ struct supervisor {
 	struct storage *storage; /* holds the locks; NULL: no image, or another program opened it */
 	struct storage *data;	 /* the same of an external data file */
 	int held[HELD_FDS];	 /* the descriptions that do; -1: none */
-	struct storage **layers; /* the same of the backing chain */
+	struct storage **layers; /* the same of the backing chain: those of held[HELD_LAYERS] and on */
 	unsigned layers_count;
 	_Atomic int *shared;
 	pid_t worker;
@@ -129,6 +131,7 @@ static void backing_lock(struct supervisor *s)
 	while (s->layers_count < QCOW2_BACKING_MAX && !look_at(at, look) &&
 	       look->backing_file[0] &&
 	       !names_open(&at, &next, path, look->backing_file, o->names, &names, NULL)) {
+		s->held[HELD_LAYERS + s->layers_count] = storage_file_fd(at);
 		s->layers[s->layers_count++] = at;
 		free(path);
 		free(reached);
@@ -146,6 +149,7 @@ out:
 	free(look);
 }
 
+/* What was inherited the end of the process closes. */
 static void layers_close(struct supervisor *s)
 {
 	for (unsigned i = 0; i < s->layers_count; i++)
@@ -246,13 +250,13 @@ static int worker_start(struct supervisor *s, int (*worker_main)(const struct da
 	s->worker = fork();
 	if (s->worker)
 		return s->worker < 0 ? -errno : 0;
-	/* what the supervisor holds, the worker must not: its own I/O is told by its own description */
+	/*
+	 * What the supervisor holds, the worker must not: its own I/O is told by its own description. (The
+	 * descriptors alone: storage_close() would unlock the supervisor's descriptions as well.)
+	 */
 	for (unsigned i = 0; i < HELD_FDS; i++)
 		if (s->held[i] >= 0)
 			close(s->held[i]);
-	/* the descriptors alone: storage_close() would unlock the supervisor's descriptions as well */
-	for (unsigned i = 0; i < s->layers_count; i++)
-		close(storage_file_fd(s->layers[i]));
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	_exit(worker_main(&s->config));
@@ -342,7 +346,7 @@ static int image_settle(struct supervisor *s, struct error *err)
 
 	if (s->config.target_options.read_only)
 		return 0;
-	for (unsigned i = 0; !ret && !sync_ret && i < HELD_FDS; i++)
+	for (unsigned i = 0; !ret && !sync_ret && i < HELD_LAYERS; i++)
 		if (s->held[i] >= 0)
 			ret = storage_file_settle(s->held[i], path, SETTLE_WAIT_MS, &sync_ret, err);
 	if (ret || !sync_ret)
@@ -415,13 +419,43 @@ int supervise_secret_take(struct daemon_config *config, int fd, struct error *er
 	return 0;
 }
 
+void supervise_held_take(struct daemon_config *config, const char *list)
+{
+	for (unsigned i = 0; list && i < HELD_FDS; i++) {
+		char *end;
+		long fd = strtol(list, &end, 10);
+
+		config->held[i] = end > list && fd >= 0 && fd < INT_MAX ? (int)fd + 1 : 0;
+		list = *end == ',' ? end + 1 : NULL;
+	}
+}
+
+static void held_list(const struct supervisor *s, char *text, size_t size)
+{
+	unsigned count = HELD_FDS;
+	size_t len = 0;
+
+	while (count > HELD_LAYERS && s->held[count - 1] < 0)
+		count--;
+	for (unsigned i = 0; i < count && len < size; i++)
+		len += (size_t)snprintf(text + len, size - len, "%s%d", i ? "," : "", s->held[i]);
+}
+
+/* Whether they stay open in the next program. */
+static void held_inherit(const struct supervisor *s, bool inherit)
+{
+	for (unsigned i = 0; i < HELD_FDS; i++)
+		if (s->held[i] >= 0)
+			fcntl(s->held[i], F_SETFD, inherit ? 0 : FD_CLOEXEC);
+}
+
 /* Becomes the program that asked for it; returns only if that fails. */
 static void supervisor_exec(struct supervisor *s)
 {
 	const struct secret *secret = s->config.target_options.passphrase;
 	char name[ENTRY_KEY_MAX + 8], path[PATH_MAX + 1];
 	char command[] = SUPERVISE_COMMAND, program[] = "ublk-qcow2";
-	char held[32], secret_text[16];
+	char held[HELD_FDS * sizeof("-2147483648")], secret_text[16];
 	char *argv[] = {program, command, s->supervision.key, held, secret_text, NULL};
 	int fd, secret_fd = secret_to_pipe(secret);
 	ssize_t len = -1;
@@ -442,18 +476,14 @@ static void supervisor_exec(struct supervisor *s)
 	}
 	path[len] = '\0';
 	/* Invariants 1 and 6: the description lives on. */
-	snprintf(held, sizeof(held), "%d,%d", s->held[HELD_IMAGE], s->held[HELD_DATA]);
+	held_list(s, held, sizeof(held));
 	snprintf(secret_text, sizeof(secret_text), "%d", secret_fd);
 	if (!secret)
 		argv[4] = NULL;
-	for (unsigned i = 0; i < HELD_FDS; i++)
-		if (s->held[i] >= 0)
-			fcntl(s->held[i], F_SETFD, 0);
+	held_inherit(s, true);
 	execv(path, argv);
 	log_err("upgrade: cannot run %s: %s", path, strerror(errno));
-	for (unsigned i = 0; i < HELD_FDS; i++)
-		if (s->held[i] >= 0)
-			fcntl(s->held[i], F_SETFD, FD_CLOEXEC);
+	held_inherit(s, false);
 out:
 	if (secret_fd >= 0)
 		close(secret_fd);
@@ -572,14 +602,14 @@ static int supervisor_init(struct supervisor *s, struct error *err)
 		return error_set(err, -errno, "mmap: %s", strerror(errno));
 	s->supervision.live_id = s->shared;
 	s->config.supervision = &s->supervision;
-	for (unsigned i = 0; i < HELD_FDS; i++) {
+	for (unsigned i = 0; i < HELD_FDS; i++)
 		s->held[i] = s->config.held[i] - 1;
-		if (s->held[i] >= 0)
-			fcntl(s->held[i], F_SETFD, FD_CLOEXEC);
-	}
+	held_inherit(s, false);
 	if (!s->config.locks_inherited)
 		ret = image_lock(s, err);
-	if (!ret && s->config.target == &target_qcow2 && s->config.target_options.path)
+	/* a former version left none of those */
+	if (!ret && s->held[HELD_LAYERS] < 0 && s->config.target == &target_qcow2 &&
+	    s->config.target_options.path)
 		backing_lock(s);
 	if (!ret)
 		ret = log_open_file(s, err);
@@ -596,10 +626,11 @@ int supervise(const struct daemon_config *config,
 		.config = *config,
 		.dir = {.fd = -1, .lock_fd = -1},
 		.supervision = {.log_fd = -1},
-		.held = {-1, -1},
 	};
-	int ret = supervisor_init(&s, err), status;
+	int ret, status;
 
+	memset(s.held, 0xff, sizeof(s.held));
+	ret = supervisor_init(&s, err);
 	if (ret) {
 		if (s.supervision.log_fd >= 0 && !s.supervision.replay && s.dir.fd >= 0)
 			log_remove(&s);

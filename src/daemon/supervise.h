@@ -50,7 +50,13 @@ int supervise_upgrade(const struct statedir *dir, const struct entry *e, struct 
 /* The passphrase that a former supervisor left in a pipe. */
 int supervise_secret_take(struct daemon_config *config, int fd, struct error *err) must_check;
 
-/* What the supervisor runs to become another program: `ublk-qcow2 supervise KEY FD SECRET-FD`. */
+/* The descriptors that it left, from their list. */
+void supervise_held_take(struct daemon_config *config, const char *list);
+
+/*
+ * What the supervisor runs to become another program: `ublk-qcow2 supervise KEY FDS SECRET-FD`. FDS are what holds
+ * the image's locks, "IMAGE,DATA,BACKING,...", -1: none. Former versions name the first, or the first two.
+ */
 #define SUPERVISE_COMMAND "supervise"
 
 #endif

@@ -16,6 +16,10 @@
  *    version of libc must not kill daemons. (For the same reason clone3, whose flags a filter cannot see,
  *    is not there, and threads come by clone.)
  * Calls that are allowed whatever their arguments cost next to nothing: the kernel keeps a map of them.
+ *
+ * io_uring. What a ring is asked for is no system call, so each ring is restricted when it is made
+ * (ring/restrict.h). A process that serves makes no more rings, so that it is killed if it tries: there would be
+ * no restriction on another one.
  */
 #include "daemon/confine.h"
 
@@ -56,17 +60,22 @@ static const uint64_t starting[] = {
 	[CONFINE_TOOL] = CAPS_BIT(CAP_CHOWN) | CAPS_BIT(CAP_FOWNER) | CAPS_BIT(CAP_FSETID),
 	/* of a device whose server has not got this when it fetches, the kernel reads no partitions */
 	[CONFINE_WORKER] = CAPS_BIT(CAP_SYS_ADMIN),
-	[CONFINE_FUSE] = CAPS_BIT(CAP_SYS_ADMIN) | CAPS_BIT(CAP_DAC_READ_SEARCH),
+	/* the way to the folder of state, whoever's folders it leads through */
+	[CONFINE_FUSE] = CAPS_BIT(CAP_DAC_READ_SEARCH),
 	[CONFINE_HELPER] = 0,
+	[CONFINE_FUSE_HELPER] = 0,
 };
+
+/* What helpers begin with and keep: commands to the driver, mounts and loop devices, and who has the device open. */
+#define HELPING (CAPS_BIT(CAP_SYS_ADMIN) | CAPS_BIT(CAP_DAC_READ_SEARCH) | CAPS_BIT(CAP_SYS_PTRACE))
+
 
 static const uint64_t serving[] = {
 	[CONFINE_TOOL] = 0,
 	[CONFINE_WORKER] = 0,
-	/* mounts, and the way to the folder of state, whoever's folders it leads through */
-	[CONFINE_FUSE] = CAPS_BIT(CAP_SYS_ADMIN) | CAPS_BIT(CAP_DAC_READ_SEARCH),
-	/* commands to the driver, and who has the device open */
-	[CONFINE_HELPER] = CAPS_BIT(CAP_SYS_ADMIN) | CAPS_BIT(CAP_DAC_READ_SEARCH) | CAPS_BIT(CAP_SYS_PTRACE),
+	[CONFINE_FUSE] = 0,
+	[CONFINE_HELPER] = HELPING,
+	[CONFINE_FUSE_HELPER] = HELPING,
 };
 
 static void keep(uint64_t kept)
@@ -126,6 +135,8 @@ static const char *const allowed[] = {
 	"kill", "tgkill",
 	/* the rest of what the libraries ask */
 	"clock_gettime", "clock_getres", "gettimeofday", "time", "getrandom", "uname", "sysinfo", "times",
+	/* filters are only ever added: confine_rings() */
+	"seccomp",
 	/* the control socket, the helper, the log */
 	"connect", "accept", "accept4", "sendto", "sendmsg", "recvfrom", "recvmsg", "getsockopt",
 	"setsockopt", "getpeername", "getsockname", "shutdown",
@@ -135,13 +146,14 @@ static const char *const allowed[] = {
 static const char *const replacing[] = {"link", "linkat", "symlink", "symlinkat", "chmod", "fchmodat", "chown",
 					"fchown", "lchown", "fchownat"};
 
+/* Kills, but in CONFINE_FUSE_HELPER. */
 static const char *const mounting[] = {"mount", "umount2"};
 
-/* Kills, but not in CONFINE_FUSE: libfuse may want to run mount(8), and goes on without. */
-static const char *const deadly_but_fuse[] = {"mount", "umount2", "execve", "execveat"};
+/* Once all rings are there. */
+static const char *const ring_making[] = {"io_uring_setup", "seccomp"};
 
 static const char *const deadly[] = {
-	"ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "pidfd_getfd",
+	"execve", "execveat", "ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "pidfd_getfd",
 	"pivot_root", "chroot", "setns", "unshare", "open_tree", "move_mount", "fsopen",
 	"fsconfig", "fsmount", "fspick", "mount_setattr", "init_module", "finit_module", "delete_module",
 	"kexec_load", "kexec_file_load", "bpf", "perf_event_open", "userfaultfd", "keyctl", "add_key",
@@ -182,6 +194,19 @@ static int rules_add_by_argument(scmp_filter_ctx filter)
 	return ret;
 }
 
+/* @ret: of what was done to @filter before; frees it. */
+static int filter_load(scmp_filter_ctx filter, int ret)
+{
+	/* what is refused or kills is in the kernel's log, if it keeps one; neither is vital */
+	(void)seccomp_attr_set(filter, SCMP_FLTATR_CTL_LOG, 1);
+	/* it runs no foreign code, against which speculation would have to be slowed down (before 5.16) */
+	(void)seccomp_attr_set(filter, SCMP_FLTATR_CTL_SSB, 1);
+	if (!ret)
+		ret = seccomp_load(filter);
+	seccomp_release(filter);
+	return ret;
+}
+
 static int filter_install(enum confine_role role)
 {
 	scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ERRNO(ENOSYS));
@@ -194,28 +219,34 @@ static int filter_install(enum confine_role role)
 		ret = rules_add(filter, SCMP_ACT_ALLOW, replacing, ARRAY_LEN(replacing));
 	if (!ret)
 		ret = rules_add(filter, SCMP_ACT_KILL_PROCESS, deadly, ARRAY_LEN(deadly));
-	if (!ret && role == CONFINE_FUSE)
-		ret = rules_add(filter, SCMP_ACT_ALLOW, mounting, ARRAY_LEN(mounting));
-	else if (!ret)
-		ret = rules_add(filter, SCMP_ACT_KILL_PROCESS, deadly_but_fuse,
-				ARRAY_LEN(deadly_but_fuse));
+	if (!ret)
+		ret = rules_add(filter, role == CONFINE_FUSE_HELPER ? SCMP_ACT_ALLOW : SCMP_ACT_KILL_PROCESS,
+				mounting, ARRAY_LEN(mounting));
 	if (!ret)
 		ret = rules_add_by_argument(filter);
-	/* what is refused or kills is in the kernel's log, if it keeps one; neither is vital */
-	(void)seccomp_attr_set(filter, SCMP_FLTATR_CTL_LOG, 1);
-	/* it runs no foreign code, against which speculation would have to be slowed down (before 5.16) */
-	(void)seccomp_attr_set(filter, SCMP_FLTATR_CTL_SSB, 1);
+	return filter_load(filter, ret);
+}
+
+/* On top of the other one, on every thread that there is. */
+static int filter_rings_install(void)
+{
+	scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ALLOW);
+	int ret;
+
+	if (!filter)
+		return -ENOMEM;
+	ret = rules_add(filter, SCMP_ACT_KILL_PROCESS, ring_making, ARRAY_LEN(ring_making));
 	if (!ret)
-		ret = seccomp_load(filter);
-	seccomp_release(filter);
-	return ret;
+		ret = seccomp_attr_set(filter, SCMP_FLTATR_CTL_TSYNC, 1);
+	return filter_load(filter, ret);
 }
 
 /* ---- both ---- */
 
 void confine(enum confine_role role)
 {
-	uint64_t opens = role == CONFINE_HELPER ? serving[role] : opening | starting[role] | for_rings();
+	bool helper = role == CONFINE_HELPER || role == CONFINE_FUSE_HELPER;
+	uint64_t opens = helper ? serving[role] : opening | starting[role] | for_rings();
 	int ret;
 
 	if (SANITIZED)
@@ -238,4 +269,12 @@ void confine_serving(enum confine_role role, bool foreign)
 {
 	if (!SANITIZED)
 		keep(serving[role] | (foreign ? CAPS_BIT(CAP_DAC_OVERRIDE) : 0));
+}
+
+void confine_rings(void)
+{
+	int ret = SANITIZED ? 0 : filter_rings_install();
+
+	if (ret)
+		log_info("rings of io_uring can still be made: %s", strerror(-ret));
 }

@@ -12,8 +12,9 @@
 enum confine_role {
 	CONFINE_TOOL,	/* a command that reads or changes a detached image */
 	CONFINE_WORKER, /* serves a device through ublk, with a helper (target/helper.h) */
-	CONFINE_FUSE,	/* serves one through FUSE as root: it mounts and unmounts */
-	CONFINE_HELPER,
+	CONFINE_FUSE,	/* serves one through FUSE as root, with a helper */
+	CONFINE_HELPER,	/* of the former */
+	CONFINE_FUSE_HELPER, /* of the latter: it mounts and unmounts */
 };
 
 /* Whether this process has something to give up: root's, that is, and not in a build with sanitizers. */
@@ -36,5 +37,11 @@ void confine_opened(enum confine_role role, bool foreign);
  * whenever it is changed) is to be taken away in the end.
  */
 void confine_serving(enum confine_role role, bool foreign);
+
+/*
+ * When all rings of io_uring are there, after confine(): whoever of this process's threads makes another one is
+ * killed.
+ */
+void confine_rings(void);
 
 #endif

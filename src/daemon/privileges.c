@@ -52,11 +52,19 @@ static void helper_confine(void)
 	confine(CONFINE_HELPER);
 }
 
+static void fuse_helper_confine(void)
+{
+	confine(CONFINE_FUSE_HELPER);
+}
+
 int privileges_drop(struct privileges *p, const struct daemon_config *config,
 		    const struct frontend_ops *frontend, const struct statedir *dir, struct error *err)
 {
-	struct helper_config helper = {.confine = helper_confine};
 	bool ublk = frontend == &frontend_ublk;
+	struct helper_config helper = {
+		.confine = ublk ? helper_confine : fuse_helper_confine,
+		.run_dir = dir->path,
+	};
 	struct stat st;
 	int ret;
 
@@ -65,9 +73,10 @@ int privileges_drop(struct privileges *p, const struct daemon_config *config,
 		/* a user's own device: there is the filter, and there is no more */
 		if (ublk)
 			confine(p->role);
+		p->filtered = ublk;
 		return 0;
 	}
-	p->dropped = true;
+	p->dropped = p->filtered = true;
 	foreign = config->target_options.path && !stat(config->target_options.path, &st) &&
 		  st.st_uid != geteuid();
 	memcpy(helper.fns, frontend->help, sizeof(helper.fns));
@@ -76,8 +85,8 @@ int privileges_drop(struct privileges *p, const struct daemon_config *config,
 	ret = helper_start(&p->helper, &helper, err);
 	if (ret)
 		return ret;
-	/* what FUSE mounts is for the host to see, so it stays in the host's namespace */
-	if (ublk && !config->foreground)
+	/* what FUSE mounts is for the host to see: its helper does it, which stays in the host's namespace */
+	if (!config->foreground)
 		namespace_enter(&p->namespace, dir->path, &config->target_options);
 	confine(p->role);
 	return 0;
@@ -95,9 +104,16 @@ static void worker_serving(void)
 	confine_serving(CONFINE_WORKER, foreign);
 }
 
+static void fuse_serving(void)
+{
+	confine_serving(CONFINE_FUSE, foreign);
+}
+
 void (*privileges_settled(const struct privileges *p))(void)
 {
-	return p->dropped && p->role == CONFINE_WORKER ? worker_serving : NULL;
+	if (!p->dropped)
+		return NULL;
+	return p->role == CONFINE_WORKER ? worker_serving : fuse_serving;
 }
 
 void privileges_serving(struct privileges *p)
@@ -105,6 +121,8 @@ void privileges_serving(struct privileges *p)
 	namespace_empty(&p->namespace);
 	if (p->dropped)
 		confine_serving(p->role, foreign);
+	if (p->filtered)
+		confine_rings();
 }
 
 void privileges_end(struct privileges *p)

@@ -30,6 +30,7 @@ struct statedir;
 /* All zero: nothing has been dropped. */
 struct privileges {
 	bool dropped;
+	bool filtered; /* its system calls */
 	enum confine_role role;
 	struct helper *helper; /* NULL: this process has them itself */
 	struct namespace namespace;

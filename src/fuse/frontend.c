@@ -11,8 +11,8 @@
  *
  * Threads. The queue thread answers for the file. No thread of this process ever waits for the
  * file: what makes the kernel look at it (LOOP_CONFIGURE reads the partition table, a detach writes
- * the page cache) is done by a child process, for the reasons in child.h. The main thread waits for
- * the child, within limits.
+ * the page cache) is done by a child process, for the reasons in child.h, of this one's or of its
+ * helper's (host.h). The main thread waits for the child, within limits.
  *
  * Starting: session, number, mount, queue thread, loop device. Ending, the reverse: the loop device
  * is detached while the thread serves, so that its page cache gets written; the mount is detached,
@@ -35,29 +35,23 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/mount.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "base/log.h"
 #include "base/math.h"
+#include "fuse/host.h"
 #include "fuse/loopdev.h"
 #include "fuse/rundir.h"
 #include "fuse/session.h"
 #include "ring/loop.h"
-#include "target/child.h"
 #include "target/hold.h"
 
 enum {
 	DEPTH_MAX = 512,
 	NUMBERS_TRIED = 256,   /* from the first that looked free */
 	START_MS = 60000,      /* for the target's queue to start */
-	BIND_MS = 60000,       /* for the loop device to be made, partitions read */
-	BUSY_MS = 10000,       /* to find out who uses it */
-	RESIZE_MS = 30000,     /* for the kernel to take in another size */
-	DETACH_MS = 5000,      /* for users of the loop device to close it */
-	WRITE_BACK_MS = 60000, /* for its page cache to be written before */
 	CLOSE_MS = 5000,       /* for users of the file to close it */
 	COMPLETE_MS = 60000,   /* for requests in hand to complete */
 };
@@ -67,13 +61,14 @@ enum thread_state { THREAD_NONE, THREAD_STARTING, THREAD_SERVING, THREAD_OVER };
 struct frontend {
 	struct target *target;
 	struct session *session;
-	struct helper *helper; /* NULL: none */
+	struct host host;
 	struct loop *loop;
 	struct rundir dir;
+	void (*settled)(void); /* of struct frontend_options */
 	bool mounted;
 	bool with_loop;
 	bool part_scan;
-	int claim_fd; /* on the loop device, until it is bound; -1: none */
+	bool claimed; /* the loop device, until it is bound */
 	bool bound;
 	uint64_t loop_seq; /* of the loop device's use for this */
 	int gone_fd;
@@ -180,6 +175,8 @@ static void *queue_thread(void *arg)
 	int ret = 0;
 
 	frontend_protect_thread();
+	if (f->settled)
+		f->settled();
 	if (ops->queue_start)
 		ret = ops->queue_start(f->target, 0, f->loop, &f->thread_err);
 	if (ret) {
@@ -191,7 +188,6 @@ static void *queue_thread(void *arg)
 	if (ret) {
 		log_err("%s: the ring failed: %s", f->dir.file, strerror(-ret));
 		session_break(f->session);
-		umount2(f->dir.file, MNT_FORCE | UMOUNT_NOFOLLOW);
 	}
 	if (ops->queue_stop)
 		ops->queue_stop(f->target, 0);
@@ -208,6 +204,7 @@ static int thread_start(struct frontend *f, unsigned depth, struct error *err)
 		.sq_entries = session_sq_entries(f->session) + 2 * depth,
 		.coroutines = (ops->coroutines ? ops->coroutines(f->target, 0) : 0) +
 			      session_coroutines(f->session),
+		.any_op = ops->any_op,
 	};
 	sigset_t all, old;
 	int ret;
@@ -243,14 +240,12 @@ static int number_take(struct frontend *f, const struct frontend_options *opts, 
 
 	if (ret || !f->with_loop)
 		return ret;
-	f->claim_fd = loopdev_claim(number, err);
-	if (f->claim_fd >= 0) {
+	ret = host_loop_claim(&f->host, err);
+	f->claimed = !ret;
+	if (ret)
+		rundir_release(&f->dir);
+	else
 		loopdev_path(f->loop_path, number);
-		return 0;
-	}
-	ret = f->claim_fd;
-	f->claim_fd = -1;
-	rundir_release(&f->dir);
 	return ret;
 }
 
@@ -262,7 +257,7 @@ static int number_choose(struct frontend *f, const struct frontend_options *opts
 	if (opts->id >= 0)
 		return number_take(f, opts, opts->id, err);
 	if (f->with_loop) {
-		first = loopdev_find_free(err);
+		first = host_loop_find_free(&f->host, err);
 		if (first < 0)
 			return first;
 	}
@@ -275,44 +270,24 @@ static int number_choose(struct frontend *f, const struct frontend_options *opts
 	return error_set(err, -EBUSY, "no device number is free");
 }
 
-struct bind_call {
-	int claim_fd, number;
-	struct loopdev_params params;
-};
-
-static int bind_in_child(void *arg, struct error *err)
-{
-	const struct bind_call *call = arg;
-
-	return loopdev_bind(call->claim_fd, call->number, &call->params, err);
-}
-
 static int loop_bind(struct frontend *f, struct error *err)
 {
 	const struct target_limits *limits = &f->target->limits;
-	struct bind_call call = {
-		.claim_fd = f->claim_fd,
-		.number = f->dir.id,
-		.params =
-			{
-				.backing_path = f->dir.file,
-				.block_bytes = limits->logical_block_bytes,
-				.size_bytes = limits->size_bytes,
-				.read_only = limits->read_only,
-				.part_scan = f->part_scan,
-			},
+	const struct host_loop loop = {
+		.block_bytes = limits->logical_block_bytes,
+		.size_bytes = limits->size_bytes,
+		.read_only = limits->read_only,
+		.part_scan = f->part_scan,
 	};
-	struct child child;
-	int ret = child_start(&child, bind_in_child, &call, f->claim_fd, err);
+	pid_t opener;
+	int ret = host_loop_bind_start(&f->host, &loop, &opener, err);
 
 	if (ret)
 		return ret;
-	/* the child has it; who closes it last may have to write the device's page cache */
-	close(f->claim_fd);
-	f->claim_fd = -1;
-	session_expect_loop(f->session, child.pid);
+	f->claimed = false;
+	session_expect_loop(f->session, opener);
 	f->bound = true; /* maybe; detaching what is not bound is no error */
-	return child_finish(&child, BIND_MS, err);
+	return host_loop_bind_finish(&f->host, err);
 }
 
 /* The thread serves. Before something is made that would stay, a note is made of it. */
@@ -332,12 +307,13 @@ static int device_publish(struct frontend *f, struct error *err)
 
 static int device_make(struct frontend *f, const struct frontend_options *opts, struct error *err)
 {
+	bool allow_other = geteuid() == 0;
 	struct session_params params = {
 		.target = f->target,
 		.depth = opts->depth,
 		.hold = &f->hold,
 		/* the file's mode is what keeps others out; root reads it whatever his groups */
-		.allow_other = geteuid() == 0,
+		.allow_other = allow_other,
 		.ready = session_ready,
 		.loop_gone = tell_gone,
 		.ended = session_over,
@@ -351,7 +327,7 @@ static int device_make(struct frontend *f, const struct frontend_options *opts, 
 		ret = rundir_add_file(&f->dir, opts->name, err);
 	if (ret)
 		return ret;
-	ret = session_mount(f->session, f->dir.file, err);
+	ret = host_mount(&f->host, f->session, allow_other, f->target->limits.read_only, err);
 	f->mounted = true; /* maybe; unmounting what is not mounted is no error */
 	if (ret == 0)
 		ret = thread_start(f, opts->depth, err);
@@ -382,18 +358,6 @@ static int thread_end(struct frontend *f, struct error *err)
 	return ret ? ret : f->thread_ret;
 }
 
-static int detach_in_child(void *arg, struct error *err)
-{
-	const struct frontend *f = arg;
-	struct loopdev_use use = {
-		.number = f->dir.id,
-		.seq = f->loop_seq,
-		.backing_path = f->dir.file,
-	};
-
-	return loopdev_detach(&use, DETACH_MS, err);
-}
-
 static void fuse_retry(struct frontend *f)
 {
 	/* Under the lock the loop stays: a thread that is over has left it for good. */
@@ -407,17 +371,21 @@ static void fuse_retry(struct frontend *f)
 static int frontend_destroy(struct frontend *f, struct error *err)
 {
 	int first = 0, ret;
+	bool left = false;
 
 	if (!f)
 		return 0;
 	hold_end(&f->hold);
 	fuse_retry(f);
+	if (f->mounted && state_get(f) == THREAD_OVER && f->thread_ret) /* whoever waits for it gets an error */
+		(void)!host_unmount(&f->host, true, NULL);
 	if (f->bound && !session_loop_gone(f->session))
-		first = child_call(detach_in_child, f, WRITE_BACK_MS + 2 * DETACH_MS, err);
-	if (f->claim_fd >= 0)
-		close(f->claim_fd);
+		first = host_loop_detach(&f->host, f->loop_seq, err);
+	if (f->claimed)
+		host_loop_unclaim(&f->host);
 	if (f->mounted) {
-		ret = mount_detach(f->dir.file, err);
+		ret = host_unmount(&f->host, false, err);
+		left = ret;
 		first = first ? first : ret;
 	}
 	ret = thread_end(f, err);
@@ -429,7 +397,10 @@ static int frontend_destroy(struct frontend *f, struct error *err)
 	first = first ? first : ret;
 	session_destroy(f->session);
 	loop_destroy(f->loop);
-	rundir_release(&f->dir);
+	if (left)
+		rundir_leave(&f->dir);
+	else
+		rundir_release(&f->dir);
 	if (f->gone_fd >= 0)
 		close(f->gone_fd);
 	hold_device_destroy(&f->hold);
@@ -464,11 +435,17 @@ static int fuse_start(struct frontend **out, struct target *t, const struct fron
 	if (!f)
 		return error_set(err, -ENOMEM, "out of memory");
 	f->target = t;
-	f->helper = opts->helper;
+	f->settled = opts->settled;
+	f->dir = RUNDIR_INIT;
+	f->host = (struct host){
+		.helper = opts->helper,
+		.run_dir = opts->run_dir,
+		.dir = &f->dir,
+		.work.claim_fd = -1,
+	};
 	f->with_loop = !opts->no_loop;
 	f->part_scan = !opts->no_part_scan;
-	f->claim_fd = f->hold.fd = -1;
-	f->dir.state_fd = -1;
+	f->hold.fd = -1;
 	pthread_mutex_init(&f->lock, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -529,69 +506,32 @@ static unsigned fuse_held(const struct frontend *f)
 	return hold_count(&f->hold);
 }
 
-static int busy_in_child(void *arg, struct error *err)
-{
-	const struct frontend *f = arg;
-
-	return loopdev_busy(f->dir.id);
-}
-
-static int fuse_help_busy(void *data, size_t bytes, bool (*given_up)(void *arg), void *arg)
-{
-	int number;
-
-	if (bytes != sizeof(number))
-		return -EINVAL;
-	memcpy(&number, data, sizeof(number));
-	return loopdev_busy(number);
-}
-
 static int fuse_busy(const struct frontend *f)
 {
-	int number = f->dir.id;
+	/* asking changes nothing that this front end would see */
+	struct host *host = (struct host *)&f->host;
 
 	if (session_opens(f->session))
 		return 1;
 	if (!f->with_loop || session_loop_gone(f->session))
 		return 0;
-	if (f->helper)
-		return helper_ask(f->helper, HELPER_BUSY, &number, sizeof(number), BUSY_MS, NULL, NULL);
-	return child_call(busy_in_child, (void *)f, BUSY_MS, NULL);
-}
-
-struct resize_call {
-	int number;
-	const char *file;
-	uint64_t size_bytes;
-};
-
-static int resize_in_child(void *arg, struct error *err)
-{
-	const struct resize_call *call = arg;
-
-	return loopdev_resize(call->number, call->file, call->size_bytes, err);
+	return host_loop_busy(host);
 }
 
 /* The file has the new size as soon as the target has; the kernel asks for it again when it is told. */
 static int fuse_resize(struct frontend *f, uint64_t size_bytes, struct error *err)
 {
 	uint64_t old_bytes = target_size(&f->target->limits);
-	struct resize_call call = {
-		.number = f->with_loop ? f->dir.id : -1,
-		.file = f->dir.file,
-		.size_bytes = size_bytes,
-	};
 	struct error ignored = {0};
 	int ret;
 
 	assert(size_bytes && is_aligned(size_bytes, f->target->limits.logical_block_bytes));
 	target_set_size(f->target, size_bytes);
-	ret = child_call(resize_in_child, &call, RESIZE_MS, err);
+	ret = host_resize(&f->host, f->with_loop, size_bytes, err);
 	if (!ret)
 		return 0;
 	target_set_size(f->target, old_bytes);
-	call.size_bytes = old_bytes;
-	if (child_call(resize_in_child, &call, RESIZE_MS, &ignored))
+	if (host_resize(&f->host, f->with_loop, old_bytes, &ignored))
 		log_warn("%s: %s", f->dir.file, ignored.text);
 	return ret;
 }
@@ -600,7 +540,7 @@ const struct frontend_ops frontend_fuse = {
 	.name = "fuse",
 	.queues_max = 1,
 	.probe = fuse_probe,
-	.help = {[HELPER_BUSY] = fuse_help_busy},
+	.help = {[HELPER_HOST] = host_help},
 	.start = fuse_start,
 	.id = fuse_id,
 	.device = fuse_device,

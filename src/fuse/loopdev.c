@@ -159,11 +159,11 @@ static int bound_check(int claim_fd, int number, const struct loopdev_params *pa
 	return 0;
 }
 
-int loopdev_bind(int claim_fd, int number, const struct loopdev_params *params, struct error *err)
+int loopdev_bind(int claim_fd, int number, int backing_fd, const struct loopdev_params *params,
+		 struct error *err)
 {
-	int fd = open(params->backing_path, (params->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC);
 	struct loop_config config = {
-		.fd = (uint32_t)fd,
+		.fd = (uint32_t)backing_fd,
 		.block_size = params->block_bytes,
 		.info.lo_flags = LO_FLAGS_DIRECT_IO |
 				 (params->part_scan ? LO_FLAGS_PARTSCAN : 0) |
@@ -173,10 +173,8 @@ int loopdev_bind(int claim_fd, int number, const struct loopdev_params *params, 
 	int ret;
 
 	/* fstat(): so that the kernel knows the file's size, which it takes for the device's */
-	if (fd < 0 || fstat(fd, &st) < 0) {
-		ret = error_set(err, -errno, "%s: %s", params->backing_path, strerror(errno));
-		goto out;
-	}
+	if (fstat(backing_fd, &st) < 0)
+		return error_set(err, -errno, "%s: %s", params->backing_path, strerror(errno));
 	snprintf((char *)config.info.lo_file_name, sizeof(config.info.lo_file_name), "%s",
 		 params->backing_path);
 	ret = configure(claim_fd, &config);
@@ -184,9 +182,6 @@ int loopdev_bind(int claim_fd, int number, const struct loopdev_params *params, 
 		error_set(err, ret, "/dev/loop%d: %s", number, strerror(-ret));
 	else
 		ret = bound_check(claim_fd, number, params, err);
-out:
-	if (fd >= 0)
-		close(fd);
 	return ret;
 }
 

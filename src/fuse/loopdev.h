@@ -35,9 +35,11 @@ struct loopdev_params {
 	bool part_scan; /* partitions are looked for */
 };
 
-/* Opens the file and binds the device to it. @claim_fd is from loopdev_claim(), and stays the
- * caller's. */
-int loopdev_bind(int claim_fd, int number, const struct loopdev_params *params,
+/*
+ * Binds the device to the file in @backing_fd, whose name is for those who look. @claim_fd is from
+ * loopdev_claim(); both stay the caller's.
+ */
+int loopdev_bind(int claim_fd, int number, int backing_fd, const struct loopdev_params *params,
 		 struct error *err) must_check;
 
 /*

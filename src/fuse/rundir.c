@@ -23,9 +23,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/openat2.h>
 #include <sys/file.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -168,21 +170,16 @@ static int dir_make_own(const char *path, struct error *err)
 	return 0;
 }
 
-/* The lock on all of RUN_DIR/fuse, which is @top; the descriptor, or -errno. */
-static int top_lock(const char *top, struct error *err)
+/* The lock on all of RUN_DIR/fuse, which is @top_fd; the descriptor, or -errno. */
+static int top_lock(int top_fd, const char *top, struct error *err)
 {
-	char path[PATH_MAX];
-	int fd, ret;
+	int fd = openat(top_fd, ".lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600), ret;
 
-	ret = path_format(path, err, "%s/.lock", top);
-	if (ret)
-		return ret;
-	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (fd < 0)
-		return error_set(err, -errno, "%s: %s", path, strerror(errno));
+		return error_set(err, -errno, "%s/.lock: %s", top, strerror(errno));
 	for (unsigned ms = 0; flock(fd, LOCK_EX | LOCK_NB); ms += POLL_MS) {
 		if (errno != EWOULDBLOCK || ms >= LOCK_WAIT_MS) {
-			ret = error_set(err, -errno, "%s: %s", path, strerror(errno));
+			ret = error_set(err, -errno, "%s/.lock: %s", top, strerror(errno));
 			close(fd);
 			return ret;
 		}
@@ -191,50 +188,82 @@ static int top_lock(const char *top, struct error *err)
 	return fd;
 }
 
-/* Opens the state of folder @dir and locks it; -EBUSY if somebody has the lock. */
-static int state_lock(const char *dir, int flags, struct error *err)
+static int folder_open(int at_fd, const char *name)
 {
-	char path[PATH_MAX];
-	int fd, ret;
+	int fd = openat(at_fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
 
-	ret = path_format(path, err, "%s/.state", dir);
-	if (ret)
-		return ret;
-	fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | flags, 0600);
+	return fd < 0 ? -errno : fd;
+}
+
+/* Opens the state of the folder and locks it; -EBUSY if somebody has the lock. */
+static int state_lock(const struct rundir *r, int flags, struct error *err)
+{
+	int fd = openat(r->dir_fd, ".state", O_RDWR | O_CLOEXEC | O_NOFOLLOW | flags, 0600), ret;
+
 	if (fd < 0)
-		return error_set(err, -errno, "%s: %s", path, strerror(errno));
+		return error_set(err, -errno, "%s/.state: %s", r->dir, strerror(errno));
 	if (flock(fd, LOCK_EX | LOCK_NB)) {
 		ret = errno == EWOULDBLOCK ? -EBUSY : -errno;
 		close(fd);
-		return error_set(err, ret, "%s: %s", path, strerror(-ret));
+		return error_set(err, ret, "%s/.state: %s", r->dir, strerror(-ret));
 	}
 	return fd;
 }
 
+static const char *last_of(const char *path)
+{
+	return strrchr(path, '/') + 1;
+}
+
+static void fds_close(struct rundir *r)
+{
+	int *fds[] = {&r->state_fd, &r->dir_fd, &r->top_fd};
+
+	for (size_t i = 0; i < ARRAY_LEN(fds); i++) {
+		if (*fds[i] >= 0)
+			close(*fds[i]);
+		*fds[i] = -1;
+	}
+}
+
 static void release_locked(struct rundir *r)
 {
-	char path[PATH_MAX];
-
 	if (r->file[0])
-		unlink(r->file);
+		unlinkat(r->dir_fd, last_of(r->file), 0);
 	r->file[0] = '\0';
 	if (r->dir[0]) {
-		if (path_format(path, NULL, "%s/.state", r->dir) == 0)
-			unlink(path);
-		rmdir(r->dir);
+		unlinkat(r->dir_fd, ".state", 0);
+		unlinkat(r->top_fd, last_of(r->dir), AT_REMOVEDIR);
 	}
 	r->dir[0] = '\0';
-	if (r->state_fd >= 0)
-		close(r->state_fd);
-	r->state_fd = -1;
+}
+
+static int dir_make(struct rundir *r, struct error *err)
+{
+	const char *name = last_of(r->dir);
+	int ret;
+
+	if (mkdirat(r->top_fd, name, 0755) < 0) {
+		ret = errno == EEXIST ? error_set(err, -EEXIST, "number %d is taken (%s exists)", r->id,
+						  r->dir)
+				      : error_set(err, -errno, "%s: %s", r->dir, strerror(errno));
+		r->dir[0] = '\0';
+		return ret;
+	}
+	r->dir_fd = folder_open(r->top_fd, name);
+	if (r->dir_fd < 0)
+		return error_set(err, r->dir_fd, "%s: %s", r->dir, strerror(-r->dir_fd));
+	r->state_fd = state_lock(r, O_CREAT | O_EXCL, err);
+	return min_of(r->state_fd, 0);
 }
 
 int rundir_take(struct rundir *r, const char *run_dir, int id, struct error *err)
 {
 	char real[PATH_MAX];
-	int lock, ret;
+	int lock = -1, ret;
 
-	*r = (struct rundir){.id = id, .state_fd = -1};
+	*r = RUNDIR_INIT;
+	r->id = id;
 	/* the list of mounts has it without symbolic links */
 	if (!realpath(run_dir, real))
 		return error_set(err, -errno, "%s: %s", run_dir, strerror(errno));
@@ -245,21 +274,21 @@ int rundir_take(struct rundir *r, const char *run_dir, int id, struct error *err
 		ret = path_format(r->dir, err, "%s/%d", r->top, id);
 	if (ret)
 		return ret;
-	lock = top_lock(r->top, err);
-	if (lock < 0)
-		return lock;
-	if (mkdir(r->dir, 0755) < 0) {
-		ret = errno == EEXIST ? error_set(err, -EEXIST, "number %d is taken (%s exists)",
-						  id, r->dir)
-				      : error_set(err, -errno, "%s: %s", r->dir, strerror(errno));
+	r->top_fd = folder_open(AT_FDCWD, r->top);
+	if (r->top_fd < 0)
+		ret = error_set(err, r->top_fd, "%s: %s", r->top, strerror(-r->top_fd));
+	else
+		ret = lock = top_lock(r->top_fd, r->top, err);
+	if (lock >= 0)
+		ret = dir_make(r, err);
+	else
 		r->dir[0] = '\0';
-	} else {
-		r->state_fd = state_lock(r->dir, O_CREAT | O_EXCL, err);
-		ret = min_of(r->state_fd, 0);
-	}
-	if (ret)
+	if (ret) {
 		release_locked(r);
-	close(lock);
+		fds_close(r);
+	}
+	if (lock >= 0)
+		close(lock);
 	return ret;
 }
 
@@ -274,7 +303,7 @@ int rundir_add_file(struct rundir *r, const char *name, struct error *err)
 		r->file[0] = '\0';
 		return ret;
 	}
-	fd = open(r->file, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	fd = openat(r->dir_fd, safe, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	if (fd < 0) {
 		ret = error_set(err, -errno, "%s: %s", r->file, strerror(errno));
 		r->file[0] = '\0';
@@ -297,11 +326,36 @@ int rundir_record(struct rundir *r, int loop_number, uint64_t loop_seq, struct e
 
 void rundir_release(struct rundir *r)
 {
-	int lock = r->dir[0] ? top_lock(r->top, NULL) : -1;
+	int lock = r->dir[0] ? top_lock(r->top_fd, r->top, NULL) : -1;
 
 	release_locked(r);
+	fds_close(r);
 	if (lock >= 0)
 		close(lock);
+}
+
+void rundir_leave(struct rundir *r)
+{
+	fds_close(r);
+}
+
+int rundir_open_file(const char *run_dir, int id, const char *name, int flags)
+{
+	struct open_how how = {
+		.flags = (uint64_t)(flags | O_CLOEXEC | O_NOFOLLOW),
+		.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS,
+	};
+	char path[PATH_MAX];
+	int top = open(run_dir, O_PATH | O_DIRECTORY | O_CLOEXEC), ret;
+
+	if (top < 0)
+		return -errno;
+	snprintf(path, sizeof(path), "fuse/%d%s%s", id, name ? "/" : "", name ? name : "");
+	ret = (int)syscall(SYS_openat2, top, path, &how, sizeof(how));
+	if (ret < 0)
+		ret = -errno;
+	close(top);
+	return ret;
 }
 
 /* ---- what was left behind ---- */
@@ -311,6 +365,17 @@ static int top_find(char top[PATH_MAX], const char *run_dir)
 	char real[PATH_MAX];
 
 	return realpath(run_dir, real) ? path_format(top, NULL, "%s/fuse", real) : -errno;
+}
+
+static int top_lock_at(const char *top, struct error *err)
+{
+	int fd = folder_open(AT_FDCWD, top), lock;
+
+	if (fd < 0)
+		return error_set(err, fd, "%s: %s", top, strerror(-fd));
+	lock = top_lock(fd, top, err);
+	close(fd);
+	return lock;
 }
 
 struct leftover {
@@ -342,11 +407,16 @@ static int leftover_open(struct leftover *l, const char *top, int id, struct err
 	char text[64] = {0};
 	int ret;
 
-	*l = (struct leftover){.use = {.number = -1}, .r = {.id = id, .state_fd = -1}};
+	*l = (struct leftover){.use = {.number = -1}, .r = RUNDIR_INIT};
+	l->r.id = id;
 	ret = path_format(l->r.dir, err, "%s/%d", top, id);
 	if (ret)
 		return ret;
-	l->r.state_fd = state_lock(l->r.dir, O_CREAT, NULL);
+	l->r.top_fd = folder_open(AT_FDCWD, top);
+	l->r.dir_fd = l->r.top_fd < 0 ? l->r.top_fd : folder_open(l->r.top_fd, last_of(l->r.dir));
+	if (l->r.dir_fd < 0)
+		return error_set(err, l->r.dir_fd, "%s: %s", l->r.dir, strerror(-l->r.dir_fd));
+	l->r.state_fd = state_lock(&l->r, O_CREAT, NULL);
 	if (l->r.state_fd == -EBUSY)
 		return 1;
 	if (l->r.state_fd < 0)
@@ -361,13 +431,6 @@ static int leftover_open(struct leftover *l, const char *top, int id, struct err
 	return ret ? error_set(err, ret, "%s: %s", l->r.dir, strerror(-ret)) : 0;
 }
 
-static void leftover_close(struct leftover *l)
-{
-	if (l->r.state_fd >= 0)
-		close(l->r.state_fd);
-	l->r.state_fd = -1;
-}
-
 int fuse_orphan_remove(const char *run_dir, int id, struct error *err)
 {
 	char top[PATH_MAX], path[PATH_MAX];
@@ -378,16 +441,18 @@ int fuse_orphan_remove(const char *run_dir, int id, struct error *err)
 	if (top_find(top, run_dir) || path_format(path, NULL, "%s/%d", top, id) ||
 	    stat(path, &st) < 0)
 		return error_set(err, -ENOENT, "there is no device %d", id);
-	lock = top_lock(top, err);
+	lock = top_lock_at(top, err);
 	if (lock < 0)
 		return lock;
 	/* A process that was killed holds its lock until its last thread and its ring have ended. */
 	for (unsigned ms = 0; (ret = leftover_open(&l, top, id, err)) == 1 && ms < ORPHAN_OWNER_MS;
-	     ms += POLL_MS)
+	     ms += POLL_MS) {
+		fds_close(&l.r);
 		sleep_ms(POLL_MS);
+	}
 	if (ret) {
 		close(lock);
-		leftover_close(&l);
+		fds_close(&l.r);
 		return ret < 0 ? ret
 			       : error_set(err, -EBUSY, "device %d belongs to a running process",
 					   id);
@@ -396,10 +461,9 @@ int fuse_orphan_remove(const char *run_dir, int id, struct error *err)
 		busy = loopdev_detach(&l.use, ORPHAN_DETACH_MS, err);
 	if (l.r.file[0])
 		ret = mount_detach(l.r.file, err);
-	if (ret)
-		leftover_close(&l);
-	else
+	if (!ret)
 		release_locked(&l.r);
+	fds_close(&l.r);
 	close(lock);
 	return ret ? ret : busy;
 }
@@ -413,7 +477,7 @@ static int orphan_report(const char *top, int id,
 	int ret = leftover_open(&l, top, id, err);
 
 	if (ret) {
-		leftover_close(&l);
+		fds_close(&l.r);
 		return min_of(ret, 0);
 	}
 	if (l.use.number >= 0) {
@@ -423,7 +487,7 @@ static int orphan_report(const char *top, int id,
 	} else {
 		snprintf(orphan.device, sizeof(orphan.device), "%s", l.r.file);
 	}
-	leftover_close(&l);
+	fds_close(&l.r);
 	return fn(&orphan, arg);
 }
 
@@ -440,7 +504,7 @@ int fuse_orphans_each(const char *run_dir, int (*fn)(const struct fuse_orphan *o
 	dir = opendir(top);
 	if (!dir)
 		return errno == ENOENT ? 0 : error_set(err, -errno, "%s: %s", top, strerror(errno));
-	lock = top_lock(top, err);
+	lock = top_lock_at(top, err);
 	if (lock < 0) {
 		closedir(dir);
 		return lock;

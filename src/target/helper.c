@@ -11,16 +11,19 @@
  *     descriptor of its parent's but its end of the socket. So the files of a process that is killed are
  *     closed at once, and the end of the socket ends the helper.
  *  2. It reads no more of a packet than fits, and gives it to the function for that question alone.
+ *  3. A descriptor that comes with a question is closed before the answer goes out.
  */
 #include "target/helper.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -59,6 +62,49 @@ static uint64_t now_ms(void)
 
 /* ---- in the helper ---- */
 
+static int given_fd = -1;
+static char run_dir[PATH_MAX];
+
+int helper_given_fd(void)
+{
+	return given_fd;
+}
+
+const char *helper_run_dir(void)
+{
+	return run_dir;
+}
+
+static void given_close(void)
+{
+	if (given_fd >= 0)
+		close(given_fd);
+	given_fd = -1;
+}
+
+/* A packet, and what comes with it. */
+static ssize_t question_take(struct packet *p)
+{
+	union {
+		struct cmsghdr head;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control;
+	struct iovec iov = {p, sizeof(*p)};
+	struct msghdr msg = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control),
+	};
+	ssize_t n = recvmsg(HELPER_FD, &msg, MSG_CMSG_CLOEXEC);
+	struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&msg) : NULL;
+
+	if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS &&
+	    c->cmsg_len == CMSG_LEN(sizeof(int)))
+		memcpy(&given_fd, CMSG_DATA(c), sizeof(int));
+	return n;
+}
+
 /* While a question is at work nothing comes but its being taken back, or the end. */
 static bool taken_back(void *arg)
 {
@@ -79,17 +125,20 @@ static _Noreturn void helper_main(const struct helper_config *config)
 	struct packet p;
 
 	for (;;) {
-		ssize_t n = recv(HELPER_FD, &p, sizeof(p), 0);
+		ssize_t n = question_take(&p);
 		helper_fn fn;
 
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < (ssize_t)HEAD)
 			helper_end(config);
-		if (n == (ssize_t)HEAD) /* it has been answered already */
+		if (n == (ssize_t)HEAD) { /* it has been answered already */
+			given_close();
 			continue;
+		}
 		fn = p.question < HELPER_QUESTIONS ? config->fns[p.question] : NULL;
 		p.result = fn ? fn(p.data, (size_t)n - HEAD, taken_back, NULL) : -EOPNOTSUPP;
+		given_close();
 		if (send(HELPER_FD, &p, (size_t)n, MSG_NOSIGNAL) != n)
 			helper_end(config);
 	}
@@ -111,6 +160,7 @@ static void helper_begin(const struct helper_config *config, int fd)
 		dup2(null, i);
 	if (dup2(fd, HELPER_FD) < 0 || close_range(HELPER_FD + 1, ~0u, 0))
 		_exit(1);
+	snprintf(run_dir, sizeof(run_dir), "%s", config->run_dir ? config->run_dir : "");
 	if (config->confine)
 		config->confine();
 	helper_main(config);
@@ -175,8 +225,30 @@ static int answer_take(struct helper *h, struct packet *p, size_t bytes, uint64_
 	return p->number == h->number && n == (ssize_t)(HEAD + bytes);
 }
 
-int helper_ask(struct helper *h, enum helper_question question, void *data, size_t bytes,
-	       unsigned timeout_ms, bool (*given_up)(void *arg), void *arg)
+static bool packet_send(struct helper *h, struct packet *p, size_t bytes, int fd)
+{
+	union {
+		struct cmsghdr head;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control = {0};
+	struct iovec iov = {p, bytes};
+	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+
+	if (fd >= 0) {
+		control.head = (struct cmsghdr){
+			.cmsg_len = CMSG_LEN(sizeof(int)),
+			.cmsg_level = SOL_SOCKET,
+			.cmsg_type = SCM_RIGHTS,
+		};
+		memcpy(CMSG_DATA(&control.head), &fd, sizeof(int));
+		msg.msg_control = &control;
+		msg.msg_controllen = sizeof(control);
+	}
+	return sendmsg(h->fd, &msg, MSG_NOSIGNAL) == (ssize_t)bytes;
+}
+
+static int question_ask(struct helper *h, enum helper_question question, void *data, size_t bytes, int fd,
+			unsigned timeout_ms, bool (*given_up)(void *arg), void *arg)
 {
 	struct packet p = {.number = ++h->number, .question = (uint32_t)question};
 	uint64_t deadline = now_ms() + timeout_ms;
@@ -185,7 +257,7 @@ int helper_ask(struct helper *h, enum helper_question question, void *data, size
 
 	assert(bytes > 0 && bytes <= HELPER_BYTES);
 	memcpy(p.data, data, bytes);
-	if (send(h->fd, &p, HEAD + bytes, MSG_NOSIGNAL) != (ssize_t)(HEAD + bytes))
+	if (!packet_send(h, &p, HEAD + bytes, fd))
 		return -EPIPE;
 	while (got == 0) {
 		uint64_t now = now_ms();
@@ -205,4 +277,16 @@ int helper_ask(struct helper *h, enum helper_question question, void *data, size
 		return got;
 	memcpy(data, p.data, bytes);
 	return p.result;
+}
+
+int helper_ask(struct helper *h, enum helper_question question, void *data, size_t bytes,
+	       unsigned timeout_ms, bool (*given_up)(void *arg), void *arg)
+{
+	return question_ask(h, question, data, bytes, -1, timeout_ms, given_up, arg);
+}
+
+int helper_ask_with(struct helper *h, enum helper_question question, void *data, size_t bytes, int fd,
+		    unsigned timeout_ms)
+{
+	return question_ask(h, question, data, bytes, fd, timeout_ms, NULL, NULL);
 }

@@ -24,6 +24,7 @@ enum helper_question {
 	HELPER_BUSY,	 /* whether somebody has the device open */
 	HELPER_DESCRIBE, /* who that is */
 	HELPER_SCAN,	 /* look for partitions */
+	HELPER_HOST,	 /* mounts and loop devices */
 	HELPER_QUESTIONS,
 };
 
@@ -39,6 +40,7 @@ struct helper_config {
 	helper_fn fns[HELPER_QUESTIONS]; /* NULL: not answered, -EOPNOTSUPP */
 	void (*confine)(void);		 /* called first in the helper; drops what it does not need */
 	void (*ended)(void); /* called last, when nobody asks any more: the other side may have been killed; or NULL */
+	const char *run_dir;		 /* the program's folder of state; NULL: none */
 };
 
 /* Of the descriptors above 2 the helper keeps none; it ends when this process does. */
@@ -51,5 +53,16 @@ void helper_stop(struct helper *helper); /* accepts NULL; for the sake of tidine
  */
 int helper_ask(struct helper *helper, enum helper_question question, void *data, size_t bytes,
 	       unsigned timeout_ms, bool (*given_up)(void *arg), void *arg) must_check;
+
+/* The same with a descriptor of ours, which the helper has for as long as it works on the answer. */
+int helper_ask_with(struct helper *helper, enum helper_question question, void *data, size_t bytes, int fd,
+		    unsigned timeout_ms) must_check;
+
+/* ---- in the helper ---- */
+
+/* What came with the question at hand; -1: nothing. Stays the helper's to close. */
+int helper_given_fd(void);
+/* As it was configured; empty: not. */
+const char *helper_run_dir(void);
 
 #endif

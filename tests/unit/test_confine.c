@@ -121,7 +121,7 @@ static void test_deadly_calls_kill(void **state)
 {
 	static int (*const calls[])(void) = {call_execve, call_mount,	call_ptrace, call_unshare,
 					     call_setuid, call_bpf,	call_kexec};
-	static const enum confine_role roles[] = {CONFINE_TOOL, CONFINE_WORKER, CONFINE_HELPER};
+	static const enum confine_role roles[] = {CONFINE_TOOL, CONFINE_WORKER, CONFINE_FUSE, CONFINE_HELPER};
 
 	skip_if_sanitized();
 	for (size_t r = 0; r < ARRAY_LEN(roles); r++) {
@@ -131,6 +131,21 @@ static void test_deadly_calls_kill(void **state)
 			if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGSYS)
 				fail_msg("role %d, call %zu: status %#x", roles[r], i, status);
 		}
+	}
+}
+
+/* The helper that mounts does nothing else of it. */
+static void test_fuse_helper_mounts(void **state)
+{
+	static int (*const calls[])(void) = {call_execve, call_ptrace, call_unshare, call_setuid, call_bpf};
+
+	skip_if_sanitized();
+	assert_int_equal(WEXITSTATUS(confined(CONFINE_FUSE_HELPER, call_mount)), 1);
+	for (size_t i = 0; i < ARRAY_LEN(calls); i++) {
+		int status = confined(CONFINE_FUSE_HELPER, calls[i]);
+
+		if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGSYS)
+			fail_msg("call %zu: status %#x", i, status);
 	}
 }
 
@@ -183,6 +198,68 @@ static int work(void)
 	return 0;
 }
 
+static void *ring_thread(void *arg)
+{
+	struct loop_params params = {.name = "test", .sq_entries = 8};
+	struct loop *loop;
+	int go;
+
+	while (read(*(int *)arg, &go, sizeof(go)) < 0)
+		;
+	return loop_create(&loop, &params, NULL) ? NULL : loop;
+}
+
+/* Rings that are there go on; another one is the end, on a thread that was there before, too. */
+static int rings_made(bool on_thread, bool make)
+{
+	struct loop_params params = {.name = "test", .sq_entries = 8};
+	struct loop *loop;
+	pthread_t thread;
+	int fds[2], go = 1;
+
+	if (loop_create(&loop, &params, NULL) || pipe(fds) || pthread_create(&thread, NULL, ring_thread, fds))
+		return 2;
+	confine_rings();
+	loop_stop(loop);
+	if (loop_run(loop))
+		return 3;
+	loop_destroy(loop);
+	if (on_thread && write(fds[1], &go, sizeof(go)) == sizeof(go))
+		pthread_join(thread, NULL);
+	if (!make)
+		return 0;
+	return loop_create(&loop, &params, NULL) ? 4 : 5;
+}
+static int rings_go_on(void)
+{
+	return rings_made(false, false);
+}
+static int ring_on_thread(void)
+{
+	return rings_made(true, false);
+}
+static int ring_here(void)
+{
+	return rings_made(false, true);
+}
+
+static void test_no_more_rings(void **state)
+{
+	static int (*const calls[])(void) = {ring_on_thread, ring_here};
+	static const enum confine_role roles[] = {CONFINE_WORKER, CONFINE_FUSE};
+
+	skip_if_sanitized();
+	for (size_t r = 0; r < ARRAY_LEN(roles); r++) {
+		assert_int_equal(confined(roles[r], rings_go_on), 0);
+		for (size_t i = 0; i < ARRAY_LEN(calls); i++) {
+			int status = confined(roles[r], calls[i]);
+
+			if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGSYS)
+				fail_msg("role %d, call %zu: status %#x", roles[r], i, status);
+		}
+	}
+}
+
 static void test_work_goes_on(void **state)
 {
 	skip_if_sanitized();
@@ -225,7 +302,57 @@ static void test_worker_has_no_capabilities(void **state)
 	assert_int_equal(confined(CONFINE_WORKER, caps_of_worker), 0);
 }
 
+static int caps_of_fuse(void)
+{
+	const uint64_t lock = CAP(CAP_IPC_LOCK);
+
+	confine_opened(CONFINE_FUSE, false);
+	if ((status_value("CapPrm:", 16) & ~lock) != CAP(CAP_DAC_READ_SEARCH))
+		return 1;
+	confine_serving(CONFINE_FUSE, false);
+	return status_value("CapEff:", 16) & ~lock || status_value("CapPrm:", 16) & ~lock ? 2 : 0;
+}
+
+static void test_fuse_worker_has_no_capabilities(void **state)
+{
+	skip_if_sanitized();
+	if (!confine_privileged())
+		skip();
+	assert_int_equal(confined(CONFINE_FUSE, caps_of_fuse), 0);
+}
+
 /* ---- the helper ---- */
+
+/* What it was sent is the write end of a pipe. */
+static int write_there(void *data, size_t bytes, bool (*given_up)(void *arg), void *arg)
+{
+	if (helper_given_fd() < 0)
+		return -ENOENT;
+	return write(helper_given_fd(), helper_run_dir(), 3) == 3 ? 0 : -EIO;
+}
+
+static void test_helper_gets_a_descriptor(void **state)
+{
+	const struct helper_config config = {.fns = {[HELPER_HOST] = write_there}, .run_dir = "dir"};
+	struct error err = {0};
+	char data[4] = "", got[8] = "";
+	struct helper *h;
+	int fds[2];
+
+	assert_int_equal(helper_start(&h, &config, &err), 0);
+	assert_int_equal(pipe(fds), 0);
+	assert_int_equal(helper_ask(h, HELPER_HOST, data, sizeof(data), 5000, NULL, NULL), -ENOENT);
+	assert_int_equal(helper_ask_with(h, HELPER_HOST, data, sizeof(data), fds[1], 5000), 0);
+	/* not the one before */
+	assert_int_equal(helper_ask(h, HELPER_HOST, data, sizeof(data), 5000, NULL, NULL), -ENOENT);
+	/* and it was closed: there is nobody left to write */
+	close(fds[1]);
+	assert_int_equal(read(fds[0], got, sizeof(got)), 3);
+	assert_string_equal(got, "dir");
+	assert_int_equal(read(fds[0], got, sizeof(got)), 0);
+	close(fds[0]);
+	helper_stop(h);
+}
 
 static int add_one(void *data, size_t bytes, bool (*given_up)(void *arg), void *arg)
 {
@@ -280,10 +407,14 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_deadly_calls_kill),
+		cmocka_unit_test(test_fuse_helper_mounts),
 		cmocka_unit_test(test_other_calls_are_unknown),
 		cmocka_unit_test(test_work_goes_on),
+		cmocka_unit_test(test_no_more_rings),
 		cmocka_unit_test(test_worker_has_no_capabilities),
+		cmocka_unit_test(test_fuse_worker_has_no_capabilities),
 		cmocka_unit_test(test_helper_answers),
+		cmocka_unit_test(test_helper_gets_a_descriptor),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

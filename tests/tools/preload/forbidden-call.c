@@ -3,15 +3,18 @@
  * forbidden-call.c: a library that makes a daemon do, when it answers that a snapshot was made, what it is not
  * allowed to, as somebody would who has got hold of it.
  *
- *   LD_PRELOAD=forbidden-call.so FORBIDDEN=socket|execve
+ *   LD_PRELOAD=forbidden-call.so FORBIDDEN=socket|execve|mount|ring
  *
  * A daemon is told by its having no privileges under a filter. If a socket is refused, the main thread's
- * name becomes "refused"; if it is not, or execve() returns, the process aborts.
+ * name becomes "refused"; if it is not, or execve() returns, the process aborts. A mount, or another ring of
+ * io_uring, ends it; if not, it goes on.
  */
 #include <dlfcn.h>
 #include <linux/capability.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/io_uring.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -34,6 +37,16 @@ static void forbidden(const char *what)
 	if (strcmp(what, "execve") == 0) {
 		execv(program, argv);
 		abort();
+	}
+	if (strcmp(what, "mount") == 0) {
+		mount("none", "/dev", "tmpfs", 0, NULL);
+		return;
+	}
+	if (strcmp(what, "ring") == 0) {
+		struct io_uring_params params = {0};
+
+		syscall(SYS_io_uring_setup, 8, &params);
+		return;
 	}
 	if (socket(AF_INET, SOCK_STREAM, 0) >= 0)
 		abort();

@@ -467,14 +467,14 @@ static bool copied_l1_entry(struct walk *w, uint64_t index, int *ret)
 	return true;
 }
 
-static int spend(struct check *c)
+int check_spend(struct check *c, uint64_t bytes)
 {
-	if (c->work_left < c->h->cluster_bytes)
+	if (c->work_left < bytes)
 		return error_set(c->err, -E2BIG,
 				 "%s: checking would take too long: the same tables are used again "
 				 "and again",
 				 c->st->name);
-	c->work_left -= c->h->cluster_bytes;
+	c->work_left -= bytes;
 	return 0;
 }
 
@@ -491,7 +491,7 @@ static int walk_table(struct walk *w, void *table, uint64_t offset, uint64_t ind
 	w->changed = false;
 	/* Past the end of the file is nothing. */
 	if (!ret && offset < c->stored_bytes) {
-		ret = spend(c);
+		ret = check_spend(c, c->h->cluster_bytes);
 		if (!ret)
 			ret = check_l2(w, table);
 	}
@@ -545,11 +545,12 @@ static int walk_l1_at(struct walk *w, uint64_t offset, uint64_t entries)
 
 	if (!entries)
 		return 0;
-	if (w->count) {
+	/* of many snapshots it may be one and the same */
+	ret = check_spend(c, len);
+	if (!ret && w->count)
 		ret = check_count_range(c, offset, len, "L1 table");
-		if (ret)
-			return ret;
-	}
+	if (ret)
+		return ret;
 	if (offset >= c->stored_bytes)
 		return 0;
 	len = min_of(len, align_up(c->stored_bytes - offset, sizeof(be64_t)));

@@ -129,6 +129,8 @@ int check_count_data(struct check *c);
 int check_copied(struct check *c, bool repair);
 /* One reference to each cluster that [offset, offset + len) touches. */
 int check_count_range(struct check *c, uint64_t offset, uint64_t len, const char *what);
+/* Before a table is looked through, which may be the same one again; -E2BIG: it is too much. */
+int check_spend(struct check *c, uint64_t bytes) must_check;
 /* While planning: nothing may be put where a range lies, as far as there is room for bits. */
 void check_keep_range(struct check *c, uint64_t offset, uint64_t len);
 /* An L1 table of a snapshot, and all that hangs on it. */

@@ -230,6 +230,8 @@ static int count_bitmaps_of(struct check *c, const uint8_t *dir)
 		offset = be64_get(d.table_offset);
 		entries = be32_get(d.table_entries);
 		if (!ret)
+			ret = check_spend(c, entries * sizeof(be64_t));
+		if (!ret)
 			ret = check_count_range(c, offset, entries * sizeof(be64_t),
 						"bitmap table");
 		if (!ret)

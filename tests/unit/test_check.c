@@ -216,7 +216,38 @@ static void test_work_bound(void **state)
 	assert_int_equal(qcow2_check(&disk.st, &options, &result, &error), -E2BIG);
 	assert_non_null(strstr(error.text, "would take too long"));
 	error = (struct error){0};
-	options.work_bytes = 512 * CLUSTER;
+	options.work_bytes = 512 * CLUSTER + 512 * 8; /* the L1 table itself */
+	assert_int_equal(qcow2_check(&disk.st, &options, &result, &error), 0);
+}
+
+/* One table of all dirty bitmaps. */
+static void test_work_bound_of_bitmaps(void **state)
+{
+	struct qcow2_check_options options = {.work_bytes = 8 * MiB};
+	const uint32_t n = 100, entries = QCOW2_MAX_BITMAP_BYTES / CLUSTER;
+	const uint64_t table = DATA + CLUSTER, table_bytes = entries * 8;
+	const struct qcow2_disk_bitmap bitmap = {.table_offset = be64_make(table),
+						 .table_entries = be32_make(entries),
+						 .type = QCOW2_BITMAP_TYPE_DIRTY,
+						 .granularity_bits = 16};
+	const struct qcow2_disk_extension head = {be32_make(QCOW2_EXT_BITMAPS), be32_make(24)};
+	const struct qcow2_disk_bitmaps_ext ext = {.nb_bitmaps = be32_make(n),
+						   .directory_size = be64_make(n * sizeof(bitmap)),
+						   .directory_offset = be64_make(DATA)};
+
+	make();
+	memory_resize(&disk, table + table_bytes);
+	memset(disk.data + table, 0, table_bytes);
+	for (unsigned i = 0; i < n; i++)
+		memcpy(disk.data + DATA + i * sizeof(bitmap), &bitmap, sizeof(bitmap));
+	memcpy(disk.data + 112, &head, sizeof(head));
+	memcpy(disk.data + 112 + sizeof(head), &ext, sizeof(ext));
+	memset(disk.data + 112 + sizeof(head) + sizeof(ext), 0, sizeof(head));
+	put64(88, QCOW2_AUTOCLEAR_BITMAPS);
+	assert_int_equal(qcow2_check(&disk.st, &options, &result, &error), -E2BIG);
+	assert_non_null(strstr(error.text, "would take too long"));
+	error = (struct error){0};
+	options.work_bytes = 0;
 	assert_int_equal(qcow2_check(&disk.st, &options, &result, &error), 0);
 }
 
@@ -519,6 +550,7 @@ int main(void)
 		cmocka_unit_test(test_too_many_references),
 		cmocka_unit_test(test_memory_bound),
 		cmocka_unit_test(test_work_bound),
+		cmocka_unit_test(test_work_bound_of_bitmaps),
 		cmocka_unit_test(test_repair_grows_file),
 		cmocka_unit_test(test_read_errors),
 		cmocka_unit_test(test_not_for_unknown_features),

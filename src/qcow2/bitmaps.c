@@ -16,6 +16,7 @@
 #include "qcow2/image.h"
 
 #define WORD_BITS 64
+#define PIECE_BYTES 65536u /* of a table that is only looked through */
 
 /*
  * What outlives the process, with the map behind it. Native byte order: it lives no longer than the boot.
@@ -487,6 +488,82 @@ int bitmaps_open(struct qcow2_image *img, bool resume, struct error *err)
 	b->resized = resume;
 	say_lost(img);
 	return 0;
+}
+
+/* ---- what others did while nobody kept them out (rule 18) ---- */
+
+struct taken {
+	bool (*fn)(void *arg, uint64_t hcluster);
+	void *arg;
+};
+
+static bool range_is_taken(const struct qcow2_image *img, const struct taken *t, uint64_t hoff,
+			   uint64_t bytes)
+{
+	bool any = false;
+
+	for (uint64_t at = 0; !any && at < bytes; at += img->cluster_bytes)
+		any = t->fn(t->arg, (hoff + at) >> img->cluster_bits);
+	return any;
+}
+
+/* The table of @e, and what it refers to. */
+static int table_is_taken(struct qcow2_image *img, const struct taken *t,
+			  const struct bitmap_entry *e, be64_t *piece, bool *any)
+{
+	uint64_t bytes = e->table_entries * sizeof(be64_t);
+	int ret = 0;
+
+	*any = range_is_taken(img, t, e->table_offset, bytes);
+	for (uint64_t at = 0; !ret && !*any && at < bytes; at += PIECE_BYTES) {
+		uint64_t n = min_of(bytes - at, (uint64_t)PIECE_BYTES);
+
+		ret = storage_pread(img->st, e->table_offset + at, piece,
+				    align_up(n, max_of(img->st->block_bytes, 512u)));
+		for (uint64_t i = 0; !ret && !*any && i < n / sizeof(be64_t); i++) {
+			uint64_t hoff = be64_get(piece[i]) & QCOW2_BITMAP_ENTRY_OFFSET;
+
+			*any = hoff && t->fn(t->arg, hoff >> img->cluster_bits);
+		}
+	}
+	return ret;
+}
+
+int bitmaps_contradict(struct qcow2_image *img, bool (*taken)(void *arg, uint64_t hcluster),
+		       void *arg, bool *contradict)
+{
+	const struct qcow2_header *h = &img->hdr;
+	const struct taken t = {taken, arg};
+	struct bitmap_dir d;
+	be64_t *piece;
+	int ret;
+
+	*contradict = false;
+	if (!bitmaps_wanted(img))
+		return 0;
+	ret = bitmap_dir_read(&d, img->st, h, NULL);
+	if (ret == -EINVAL || ret == -EFBIG) {
+		/* of one that was broken then, the autoclear bit is clear by now */
+		*contradict = true;
+		return 0;
+	}
+	if (ret)
+		return ret;
+	piece = aligned_alloc(4096, PIECE_BYTES);
+	ret = piece ? 0 : -ENOMEM;
+	*contradict = range_is_taken(img, &t, h->bitmap_directory_offset, h->bitmap_directory_bytes);
+	for (uint32_t i = 0; !ret && !*contradict && i < d.count; i++) {
+		const struct bitmap_entry *e = &d.v[i];
+
+		/* an enabled one that was there before the first write is in use since then */
+		if (e->flags & QCOW2_BITMAP_AUTO && !(e->flags & QCOW2_BITMAP_IN_USE))
+			*contradict = true;
+		else
+			ret = table_is_taken(img, &t, e, piece, contradict);
+	}
+	free(piece);
+	bitmap_dir_free(&d);
+	return ret;
 }
 
 void bitmaps_destroy(struct bitmaps *b)

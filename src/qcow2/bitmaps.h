@@ -106,6 +106,14 @@ bool bitmaps_wanted(const struct qcow2_image *img);
 int bitmaps_open(struct qcow2_image *img, bool resume, struct error *err) must_check;
 void bitmaps_destroy(struct bitmaps *b);
 
+/*
+ * At open, before changes of the map are replayed, when others were not kept out since. *@contradict:
+ * somebody has made a bitmap meanwhile, which does not know of them, or one in a cluster that @taken
+ * says is in use.
+ */
+int bitmaps_contradict(struct qcow2_image *img, bool (*taken)(void *arg, uint64_t hcluster),
+		       void *arg, bool *contradict) must_check;
+
 /* Before the first write: invariant 1; and whether the autoclear bit stays. */
 int bitmaps_first_write(struct qcow2_image *img) must_check;
 bool bitmaps_stay(const struct qcow2_image *img);

@@ -595,15 +595,27 @@ static bool table_contradicts(struct qcow2_image *img, struct seen_map *claims, 
 	return false;
 }
 
+static bool is_claimed(void *claims, uint64_t hcluster)
+{
+	return seen_find(claims, hcluster)->gcluster;
+}
+
 /*
- * While nobody held the image's locks, somebody may have taken a cluster that only the log knows to be in use,
- * or shared a table with a snapshot: then nothing of the log can be applied. -ESTALE.
+ * While nobody held the image's locks, somebody may have taken a cluster that only the log knows to be in
+ * use, shared a table with a snapshot, or made a dirty bitmap, which would miss what the log has: then
+ * nothing of the log can be applied. -ESTALE.
  */
-static int others_check(struct qcow2_image *img, const struct seen_map *m, struct seen_map *claims)
+static int others_check(struct qcow2_image *img, const struct seen_map *m, struct seen_map *claims,
+			bool maps)
 {
 	be64_t *words = aligned_alloc(4096, align_up(img->cluster_bytes, 4096));
+	bool contradict = false;
 	int ret = words ? 0 : -ENOMEM;
 
+	if (!ret && maps)
+		ret = bitmaps_contradict(img, is_claimed, claims, &contradict);
+	if (!ret && contradict)
+		ret = -ESTALE;
 	for (uint64_t i = 0; !ret && i <= claims->mask; i++)
 		if (claims->slots[i].gcluster && claims->slots[i].final.word != UINT64_MAX &&
 		    metaset_has(&img->metaset, claims->slots[i].gcluster - 1))
@@ -632,6 +644,7 @@ static int others_check(struct qcow2_image *img, const struct seen_map *m, struc
 static int replay_records(struct qcow2_image *img, struct seen_map *m, struct seen_map *counts,
 			  struct seen_map *claims, uint64_t from, uint64_t to)
 {
+	bool maps = false;
 	int ret = 0;
 
 	/* the refcount table before what is counted by it, counts before what links exclusively, L1 before L2 */
@@ -643,11 +656,13 @@ static int replay_records(struct qcow2_image *img, struct seen_map *m, struct se
 			ret = replay_counts(img, counts, from, to);
 	}
 	for (uint64_t p = from; !ret && p < to; p++)
-		if (record_at(&img->reclog, p)->type == RECLOG_L2)
+		if (record_at(&img->reclog, p)->type == RECLOG_L2) {
 			ret = note_l2(img, m, p);
+			maps = true;
+		}
 	if (!ret && claims->slots) {
 		claims_note(img, m, claims, from, to);
-		ret = others_check(img, m, claims);
+		ret = others_check(img, m, claims, maps);
 	}
 	return ret ? ret : apply_l2(img, m);
 }

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: MIT
 /*
- * Proves of the engine what the simulation's disk cannot show: on a device, whose end does not move,
- * every cluster can be used, those behind the refcount table's reach included; a replayed log frees
- * once what it unlinked once, and is refused where others have used the image; of two syncs at the same time
- * none succeeds after the other failed; what a broken image's entries led past the end of the file is not cut
- * off again; an L2 table that a snapshot shares can be copied while it is being read; a DISCARD that needs
- * room gets what is being freed; two changes of the header that are made at the same time are both there; a
- * disk in use can grow any number of times; an operation that is under way is over before the image is
- * closed; clusters that may belong to a feature which is not known are not taken for leaks; and a snapshot of a
- * large map holds writes back for a small part of its time only, loses none that was under way, and has all up
- * to its switch.
+ * Proves of the engine what the simulation's disk cannot show: on a device, whose end does not
+ * move, every cluster can be used, those behind the refcount table's reach included; a replayed
+ * log frees once what it unlinked once, and is refused where others have used the image or made
+ * dirty bitmaps; of two syncs at the same time none succeeds after the other failed; what a broken
+ * image's entries led past the end of the file is not cut off again; an L2 table that a snapshot
+ * shares can be copied while it is being read; a DISCARD that needs room gets what is being freed;
+ * two changes of the header that are made at the same time are both there; a disk in use can grow
+ * any number of times; an operation that is under way is over before the image is closed; clusters
+ * that may belong to a feature which is not known are not taken for leaks; and a snapshot of a large map
+ * holds writes back for a small part of its time only, loses none that was under way, and has all
+ * up to its switch.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -309,6 +310,71 @@ static void test_replay_frees_once(void **state)
 	memory_destroy(&then);
 }
 
+/* ---- dirty bitmaps, put into the image as it is ---- */
+
+struct named_bitmap {
+	struct qcow2_disk_bitmap disk;
+	char name[8];
+};
+
+/* Adjacent clusters for somebody; where they are. */
+static uint64_t take_clusters(uint64_t clusters)
+{
+	struct qcow2_options opts = {.no_lock = true};
+	uint64_t hcluster, hoff;
+
+	assert_int_equal(qcow2_open(&img, &disk.st, &opts, &error), 0);
+	assert_int_equal(alloc_contiguous(img, clusters, &hcluster), 0);
+	hoff = hcluster << img->cluster_bits;
+	assert_int_equal(image_write_zeros(img, hoff, clusters << img->cluster_bits), 0);
+	assert_int_equal(qcow2_close(img, &error), 0);
+	return hoff;
+}
+
+/* @n of them, alike but for their names, whose tables have @apart bytes each. */
+static void put_bitmaps(unsigned n, uint32_t flags, uint64_t table, uint64_t apart,
+			uint32_t entries, unsigned granularity_bits, uint64_t directory)
+{
+	struct qcow2_disk_bitmaps_ext ext = {
+		.nb_bitmaps = be32_make(n),
+		.directory_size = be64_make(n * sizeof(struct named_bitmap)),
+		.directory_offset = be64_make(directory)};
+	struct qcow2_disk_extension head;
+	uint64_t at = 112;
+
+	for (unsigned i = 0; i < n; i++) {
+		struct named_bitmap b = {.disk = {.table_offset = be64_make(table + i * apart),
+						  .table_entries = be32_make(entries),
+						  .flags = be32_make(flags),
+						  .type = QCOW2_BITMAP_TYPE_DIRTY,
+						  .granularity_bits = (uint8_t)granularity_bits,
+						  .name_len = be16_make(2)},
+					 .name = {(char)('a' + i / 26), (char)('a' + i % 26)}};
+
+		memcpy(disk.data + directory + i * sizeof(b), &b, sizeof(b));
+	}
+	for (;; at += sizeof(head) + align_up(be32_get(head.len_bytes), 8)) {
+		memcpy(&head, disk.data + at, sizeof(head));
+		/* in its place: the smallest cluster has no room for both */
+		if (!be32_get(head.type) || be32_get(head.type) == QCOW2_EXT_FEATURE_NAMES)
+			break;
+	}
+	head = (struct qcow2_disk_extension){be32_make(QCOW2_EXT_BITMAPS), be32_make(sizeof(ext))};
+	memcpy(disk.data + at, &head, sizeof(head));
+	memcpy(disk.data + at + sizeof(head), &ext, sizeof(ext));
+	memset(disk.data + at + sizeof(head) + sizeof(ext), 0, sizeof(head));
+	disk.data[95] |= QCOW2_AUTOCLEAR_BITMAPS;
+}
+
+/* One of the whole disk of 1 MiB, made by somebody else. */
+static void add_bitmap(uint32_t flags)
+{
+	uint64_t table = take_clusters(2);
+
+	put_bitmaps(1, flags, table, 0, 1, 16, table + 4096);
+	assert_sound();
+}
+
 /* Opens the image with a log that was left, when its locks had not been held for some time. */
 static int recover_lapsed(struct qcow2_options *opts, const uint8_t *log)
 {
@@ -322,12 +388,27 @@ static int recover_lapsed(struct qcow2_options *opts, const uint8_t *log)
 	return ret ? ret : qcow2_close(img, &error);
 }
 
-/* Killed with a cluster linked in the log alone; then somebody else takes that cluster, or a snapshot. */
+/* Where a guest cluster's data lie. */
+static uint64_t mapped_at(uint64_t gcluster)
+{
+	static struct qcow2_header h;
+	uint64_t l2;
+
+	assert_int_equal(qcow2_header_read(&disk.st, &h, &error), 0);
+	l2 = be64_at(h.l1_offset) & QCOW2_L1_OFFSET_MASK;
+	return be64_at(l2 + gcluster * 8) & QCOW2_L2_OFFSET_MASK;
+}
+
+/*
+ * Killed with a cluster linked in the log alone; then somebody else takes that cluster, a snapshot, or
+ * makes a dirty bitmap: one that is in use already was there before.
+ */
 static void test_what_others_did_is_seen(void **state)
 {
 	static _Alignas(4096) uint8_t log[LOG_BYTES], left[LOG_BYTES];
 	struct qcow2_options plain = {.no_lock = true}, opts = plain;
 	static struct memory then;
+	uint64_t hoff, directory;
 
 	opts.log_base = log;
 	opts.log_bytes = LOG_BYTES;
@@ -347,6 +428,36 @@ static void test_what_others_did_is_seen(void **state)
 	memory_copy(&disk, &then);
 	assert_int_equal(recover_lapsed(&opts, left), 0);
 	assert_sound();
+	hoff = mapped_at(1);
+	assert_true(hoff);
+
+	memory_copy(&disk, &then);
+	add_bitmap(QCOW2_BITMAP_AUTO | QCOW2_BITMAP_IN_USE);
+	assert_int_equal(recover_lapsed(&opts, left), 0);
+	assert_sound();
+
+	memory_copy(&disk, &then);
+	add_bitmap(QCOW2_BITMAP_AUTO);
+	assert_int_equal(recover_lapsed(&opts, left), -ESTALE);
+	assert_sound();
+
+	/* its directory, its table, and what this refers to */
+	for (unsigned i = 0; i < 3; i++) {
+		static struct qcow2_header h;
+		be64_t entry = be64_make(hoff);
+		uint64_t table;
+
+		memory_copy(&disk, &then);
+		table = take_clusters(2);
+		directory = table + 4096;
+		assert_int_equal(qcow2_header_read(&disk.st, &h, &error), 0);
+		qcow2_refcount_set(disk.data + be64_at(h.rt_offset), (uint32_t)(hoff >> 12), 4, 1);
+		memset(disk.data + hoff, 0, 4096);
+		if (i == 2)
+			memcpy(disk.data + table, &entry, sizeof(entry));
+		put_bitmaps(1, 0, i == 1 ? hoff : table, 0, 1, 16, i == 0 ? hoff : directory);
+		assert_int_equal(recover_lapsed(&opts, left), -ESTALE);
+	}
 
 	memory_copy(&disk, &then);
 	start(&plain);

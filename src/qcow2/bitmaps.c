@@ -259,15 +259,18 @@ static int bitmap_take(struct qcow2_image *img, uint32_t i, bool exact, struct e
 		ret = table_load(img, i, &good, err);
 	if (ret)
 		return ret;
+	if (!why)
+		b->data_bytes += bytes; /* broken ones as well, or there would be no end of them */
 	if (!why && !good)
 		why = "is broken";
 	b->v[i].role = why ? BITMAP_SPOILED : BITMAP_OURS;
-	if (why)
+	if (why) {
+		free(b->v[i].table);
+		b->v[i].table = NULL;
 		bitmaps_warn(img, i, "%s: it is not kept up to date, and is marked as inconsistent before "
 				     "the %s",
 			     why, e->flags & QCOW2_BITMAP_AUTO ? "first write" : "disk gets another size");
-	else
-		b->data_bytes += bytes;
+	}
 	return 0;
 }
 

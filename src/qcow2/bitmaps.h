@@ -59,7 +59,7 @@ struct qcow2_image;
 
 /* Of the map: exact for 2 TiB with granules of 64 KiB. */
 #define BITMAPS_MAP_MAX_BYTES ((uint64_t)4 << 20)
-/* Of all bitmaps that are kept up to date, as they are in the file: bounds memory for tables, and a close. */
+/* Of all bitmaps whose tables are read, as they are in the file: bounds memory, and a close. */
 #define BITMAPS_DATA_MAX_BYTES ((uint64_t)512 << 20)
 /* The session's part of the recovery log's memory, before the map. */
 #define BITMAPS_SESSION_BYTES 4096u
@@ -90,7 +90,7 @@ struct bitmaps {
 	uint64_t own_bytes; /* session and map are not the log's, but of this length, by mmap() */
 	struct bitmap_dir dir;
 	struct bitmap_state *v; /* of each entry of dir */
-	uint64_t data_bytes;	/* of those that are ours */
+	uint64_t data_bytes;	/* of those whose tables were read */
 	bool broken;		/* the directory */
 	bool resized;		/* bits past the disk's end may be left */
 	bool unsynced;		/* in_use was set, and it is not known to be durable */

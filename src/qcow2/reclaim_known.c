@@ -6,8 +6,8 @@
  * clear are not there: somebody wrote without knowing them. Everything in a directory or table may be
  * hostile: what is broken ends the search before it begins, since nobody can tell what belongs to it.
  *
- * Bounds: the lists have their format's, of which a directory of more than KNOWN_DIRECTORY_MAX bytes is left
- * alone; a bitmap's table is read in pieces.
+ * Bounds: the lists have their format's, of which a directory of more than KNOWN_DIRECTORY_MAX bytes, or
+ * with tables of more than KNOWN_TABLES_MAX, is left alone; a bitmap's table is read in pieces.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -17,7 +17,9 @@
 #include "qcow2/snapshot.h"
 
 #define KNOWN_DIRECTORY_MAX ((uint64_t)1 << 20)
-#define PIECE_BYTES	    4096u
+/* Of all bitmaps' tables: those of 512 GiB of bitmaps, with clusters of 64 KiB. */
+#define KNOWN_TABLES_MAX ((uint64_t)64 << 20)
+#define PIECE_BYTES	 4096u
 
 static void keep_range(struct qcow2_image *img, uint64_t hoff, uint64_t bytes)
 {
@@ -64,8 +66,7 @@ static int known_bitmap(struct qcow2_image *img, uint64_t hoff, uint64_t entries
 	uint64_t per_piece = PIECE_BYTES / sizeof(be64_t);
 	int ret = 0;
 
-	if (!is_aligned(hoff, img->cluster_bytes) || entries > QCOW2_MAX_BITMAP_TABLE_ENTRIES ||
-	    hoff > img->st->size_bytes) {
+	if (!is_aligned(hoff, img->cluster_bytes) || hoff > img->st->size_bytes) {
 		*whole = false;
 		return 0;
 	}
@@ -86,11 +87,12 @@ static int known_bitmap(struct qcow2_image *img, uint64_t hoff, uint64_t entries
 
 static int known_directory(struct qcow2_image *img, const uint8_t *dir, uint64_t bytes, bool *whole)
 {
-	uint64_t at = 0;
+	uint64_t at = 0, left = KNOWN_TABLES_MAX / sizeof(be64_t);
 	int ret = 0;
 
 	for (uint32_t i = 0; i < img->hdr.nb_bitmaps && !ret && *whole; i++) {
 		struct qcow2_disk_bitmap d;
+		uint64_t entries;
 
 		if (bytes - at < sizeof(d)) {
 			*whole = false;
@@ -98,10 +100,13 @@ static int known_directory(struct qcow2_image *img, const uint8_t *dir, uint64_t
 		}
 		memcpy(&d, dir + at, sizeof(d));
 		at += align_up(sizeof(d) + (uint64_t)be32_get(d.extra_len) + be16_get(d.name_len), 8);
-		if (at > bytes)
+		entries = be32_get(d.table_entries);
+		if (at > bytes || entries > left) {
 			*whole = false;
-		else
-			ret = known_bitmap(img, be64_get(d.table_offset), be32_get(d.table_entries), whole);
+			break;
+		}
+		left -= entries;
+		ret = known_bitmap(img, be64_get(d.table_offset), entries, whole);
 	}
 	return ret;
 }

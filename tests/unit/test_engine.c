@@ -8,7 +8,8 @@
  * shares can be copied while it is being read; a DISCARD that needs room gets what is being freed;
  * two changes of the header that are made at the same time are both there; a disk in use can grow
  * any number of times; an operation that is under way is over before the image is closed; clusters
- * that may belong to a feature which is not known are not taken for leaks; and a snapshot of a large map
+ * that may belong to a feature which is not known are not taken for leaks; of dirty bitmaps that
+ * are broken or absurdly long little is read, and nothing kept; and a snapshot of a large map
  * holds writes back for a small part of its time only, loses none that was under way, and has all
  * up to its switch.
  */
@@ -475,6 +476,57 @@ static void test_what_others_did_is_seen(void **state)
 	assert_int_equal(recover_lapsed(&opts, left), -ESTALE);
 	assert_sound();
 	memory_destroy(&then);
+}
+
+static void test_long_tables_are_not_read(void **state)
+{
+	struct qcow2_options opts = {.no_lock = true};
+	uint64_t directory;
+
+	create(64 * KiB, 16, MiB);
+	directory = take_clusters(2);
+	put_bitmaps(20, QCOW2_BITMAP_AUTO, directory + 64 * KiB, 0, QCOW2_MAX_BITMAP_TABLE_ENTRIES,
+		    16, directory);
+	memory_reset_counters(&disk);
+	assert_int_equal(qcow2_open(&img, &disk.st, &opts, &error), 0);
+	assert_true(disk.reads < 100);
+	assert_null(img->reclaim.keep);
+	assert_int_equal(qcow2_close(img, &error), 0);
+
+	/* each by itself can be: 8 MiB long, for a disk of 4 TiB */
+	create(512, 16, MiB);
+	directory = take_clusters(64);
+	put_bitmaps(20, QCOW2_BITMAP_AUTO, directory + 2 * KiB, 0, 1 << 20, 16, directory);
+	memory_reset_counters(&disk);
+	assert_int_equal(qcow2_open(&img, &disk.st, &opts, &error), 0);
+	assert_true(disk.reads < 20000);
+	assert_null(img->reclaim.keep);
+	assert_int_equal(qcow2_close(img, &error), 0);
+}
+
+/* One alone could be kept up to date, but two are too long together, whatever is in the first. */
+static void test_broken_tables_count(void **state)
+{
+	struct qcow2_options opts = {.no_lock = true};
+	uint64_t tables, entries = 4800;
+	be64_t broken = be64_make(QCOW2_BITMAP_ENTRY_RESERVED);
+
+	create(64 * KiB, 16, entries * 64 * KiB * 8 * 512);
+	tables = take_clusters(3);
+	put_bitmaps(2, QCOW2_BITMAP_AUTO, tables, 64 * KiB, (uint32_t)entries, 9,
+		    tables + 128 * KiB);
+	assert_int_equal(qcow2_open(&img, &disk.st, &opts, &error), 0);
+	assert_int_equal(img->bitmaps.v[0].role, BITMAP_OURS);
+	assert_int_equal(img->bitmaps.v[1].role, BITMAP_SPOILED);
+	assert_int_equal(qcow2_close(img, &error), 0);
+
+	memcpy(disk.data + tables + (entries - 1) * 8, &broken, sizeof(broken));
+	assert_int_equal(qcow2_open(&img, &disk.st, &opts, &error), 0);
+	for (unsigned i = 0; i < 2; i++) {
+		assert_int_equal(img->bitmaps.v[i].role, BITMAP_SPOILED);
+		assert_null(img->bitmaps.v[i].table);
+	}
+	assert_int_equal(qcow2_close(img, &error), 0);
 }
 
 static int structural_ret;
@@ -989,6 +1041,8 @@ int main(void)
 		cmocka_unit_test(test_refcount_table_grows_on_a_device),
 		cmocka_unit_test(test_replay_frees_once),
 		cmocka_unit_test(test_what_others_did_is_seen),
+		cmocka_unit_test(test_long_tables_are_not_read),
+		cmocka_unit_test(test_broken_tables_count),
 		cmocka_unit_test(test_no_sync_hides_another_ones_error),
 		cmocka_unit_test(test_nothing_past_the_end_is_cut_off),
 		cmocka_unit_test(test_a_shared_table_is_read_while_it_is_copied),

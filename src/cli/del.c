@@ -128,6 +128,19 @@ static int end_wait(int pidfd, const struct process *process, const char *what, 
 			 what, (int)process->pid, EXIT_TIMEOUT_MS / 1000);
 }
 
+/* One that takes over is in the list before its end of the line is there: that comes, or the process ends. */
+static int stop_ask_new(const struct entry *e, struct statedir *dir, const struct del *del, int pidfd,
+			struct error *err)
+{
+	for (unsigned waited_ms = 0;; waited_ms += WAIT_STEP_MS) {
+		int ret = stop_ask(e, dir, del, err);
+
+		if ((ret != -ECONNREFUSED && ret != -ENOENT) || waited_ms >= EXIT_TIMEOUT_MS ||
+		    process_wait(pidfd, WAIT_STEP_MS) != -ETIMEDOUT)
+			return ret;
+	}
+}
+
 /* -ESTALE: its daemon has ended without an answer. */
 static int live_del(const struct entry *e, struct statedir *dir, const struct del *del, struct error *err)
 {
@@ -140,7 +153,7 @@ static int live_del(const struct entry *e, struct statedir *dir, const struct de
 		return error_set(err, pidfd, "process %d: %s", (int)e->process.pid,
 				 strerror(-pidfd));
 	supervisor_fd = process_open(&e->supervisor); /* negative: it has none, or none any more */
-	ret = stop_ask(e, dir, del, err);
+	ret = stop_ask_new(e, dir, del, pidfd, err);
 	if (ret == -EPIPE || ret == -ECONNREFUSED || ret == -ECONNRESET || ret == -ENOENT) {
 		/* Its end of the line is gone: is it on its way out, or was it killed meanwhile? */
 		wait_ret = process_wait(pidfd, EXIT_TIMEOUT_MS);

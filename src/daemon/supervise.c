@@ -109,9 +109,30 @@ static int data_file_lock(struct supervisor *s, struct error *err)
 	return ret;
 }
 
+/* What is below an image is read, and nobody may write to it. */
+static int layer_keep(struct supervisor *s, struct storage *st)
+{
+	unsigned shared = STORAGE_PERM_ALL & ~(STORAGE_PERM_WRITE | STORAGE_PERM_RESIZE);
+
+	s->held[HELD_LAYERS + s->layers_count] = storage_file_fd(st);
+	s->layers[s->layers_count++] = st;
+	return storage_lock(st, STORAGE_PERM_CONSISTENT_READ, shared, NULL);
+}
+
+static void layer_data_keep(struct supervisor *s, const char *path, const char *reached,
+			    const struct look *look)
+{
+	struct names_options names = {
+		.what = "data file", .plain = true, .read_only = true, .reached_as = reached};
+	struct storage *st;
+
+	if (!names_open(&st, NULL, path, look->data_file_name, s->config.target_options.names, &names, NULL))
+		(void)!layer_keep(s, st);
+}
+
 /*
- * Those of the backing files. Workers take them as well, and say what is wrong with a chain: here it is
- * about the time when there is none.
+ * Those of the backing files, and of their data files. Workers take them as well, and say what is wrong with a
+ * chain: here it is about the time when there is none.
  */
 static void backing_lock(struct supervisor *s)
 {
@@ -120,7 +141,6 @@ static void backing_lock(struct supervisor *s)
 	struct names_options names = {
 		.what = "backing file", .top = true, .read_only = true, .reached_out = &next_reached};
 	struct storage_file_options file = {.read_only = true};
-	unsigned shared = STORAGE_PERM_ALL & ~(STORAGE_PERM_WRITE | STORAGE_PERM_RESIZE);
 	struct look *look = malloc(sizeof(*look));
 	struct storage *image = NULL, *at;
 
@@ -128,18 +148,18 @@ static void backing_lock(struct supervisor *s)
 	if (!look || !path || !s->layers || storage_file_open(&image, path, &file, NULL))
 		goto out;
 	at = image;
-	while (s->layers_count < QCOW2_BACKING_MAX && !look_at(at, look) &&
-	       look->backing_file[0] &&
-	       !names_open(&at, &next, path, look->backing_file, o->names, &names, NULL)) {
-		s->held[HELD_LAYERS + s->layers_count] = storage_file_fd(at);
-		s->layers[s->layers_count++] = at;
+	while (s->layers_count < QCOW2_BACKING_MAX && !look_at(at, look)) {
+		if (at != image && look->data_file)
+			layer_data_keep(s, path, reached, look);
+		if (s->layers_count == QCOW2_BACKING_MAX || !look->backing_file[0] ||
+		    names_open(&at, &next, path, look->backing_file, o->names, &names, NULL))
+			break;
 		free(path);
 		free(reached);
 		path = next;
 		names.reached_as = reached = next_reached;
 		names.top = false;
-		if (storage_lock(at, STORAGE_PERM_CONSISTENT_READ, shared, NULL) ||
-		    !strcmp(look->backing_format, "raw"))
+		if (layer_keep(s, at) || !strcmp(look->backing_format, "raw"))
 			break;
 	}
 out:

@@ -550,7 +550,13 @@ static int replay_counts(struct qcow2_image *img, struct seen_map *counts, uint6
 
 /* ---- whether somebody else has used the image (rule 18) ---- */
 
-/* What a host cluster is for by the log: a guest cluster, or a table (UINT64_MAX). Of which there is one. */
+/*
+ * What a host cluster is for by the log: a guest cluster, or a table (of which there is one each), or
+ * compressed data, of any number.
+ */
+#define CLAIM_TABLE	 UINT64_MAX
+#define CLAIM_COMPRESSED (UINT64_MAX - 1)
+
 static void claim(struct seen_map *claims, uint64_t hcluster, uint64_t gcluster)
 {
 	struct seen *seen = seen_find(claims, hcluster);
@@ -566,12 +572,17 @@ static void claims_note(struct qcow2_image *img, const struct seen_map *m, struc
 		const struct reclog_record *r = record_at(&img->reclog, p);
 
 		if ((r->type == RECLOG_L1 || r->type == RECLOG_RT) && r->value)
-			claim(claims, (r->value & QCOW2_L1_OFFSET_MASK) >> img->cluster_bits, UINT64_MAX);
+			claim(claims, (r->value & QCOW2_L1_OFFSET_MASK) >> img->cluster_bits, CLAIM_TABLE);
 	}
 	for (uint64_t i = 0; i <= m->mask; i++) {
 		uint64_t word = m->slots[i].final.word, count, host = map_entry_hclusters(img, word, &count);
 
-		if (m->slots[i].gcluster && count && word & QCOW2_COPIED)
+		if (!m->slots[i].gcluster)
+			continue;
+		if (word & QCOW2_COMPRESSED)
+			for (uint64_t n = 0; n < count; n++)
+				claim(claims, host + n, CLAIM_COMPRESSED);
+		else if (count && word & QCOW2_COPIED)
 			claim(claims, host, m->slots[i].gcluster - 1);
 	}
 }
@@ -583,12 +594,14 @@ static bool table_contradicts(struct qcow2_image *img, struct seen_map *claims, 
 	unsigned step_words = img->extended_l2 ? 2 : 1;
 
 	for (uint64_t i = 0; i < (uint64_t)1 << img->l2_bits; i++, gcluster++) {
-		uint64_t count, first = map_entry_hclusters(img, be64_get(words[i * step_words]), &count);
+		uint64_t word = be64_get(words[i * step_words]), count;
+		uint64_t first = map_entry_hclusters(img, word, &count);
+		uint64_t allowed = word & QCOW2_COMPRESSED ? CLAIM_COMPRESSED : gcluster;
 
 		while (count--) {
 			const struct seen *seen = seen_find(claims, first + count);
 
-			if (seen->gcluster && seen->final.word != gcluster)
+			if (seen->gcluster && seen->final.word != allowed)
 				return true;
 		}
 	}
@@ -617,7 +630,7 @@ static int others_check(struct qcow2_image *img, const struct seen_map *m, struc
 	if (!ret && contradict)
 		ret = -ESTALE;
 	for (uint64_t i = 0; !ret && i <= claims->mask; i++)
-		if (claims->slots[i].gcluster && claims->slots[i].final.word != UINT64_MAX &&
+		if (claims->slots[i].gcluster && claims->slots[i].final.word != CLAIM_TABLE &&
 		    metaset_has(&img->metaset, claims->slots[i].gcluster - 1))
 			ret = -ESTALE;
 	for (uint64_t i = 0; !ret && i <= m->mask; i++) {
@@ -682,7 +695,7 @@ int reclog_replay(struct qcow2_image *img, bool lapsed, struct error *err)
 	if (ret)
 		return error_set(err, ret, "the recovery log is damaged: it is not applied");
 	if (seen_map_init(&m, clusters) || seen_map_init(&counts, counted) ||
-	    (lapsed && seen_map_init(&claims, clusters + (to - from)))) {
+	    (lapsed && seen_map_init(&claims, MAP_ENTRY_HCLUSTERS_MAX * clusters + (to - from)))) {
 		free(m.slots);
 		free(counts.slots);
 		free(claims.slots);

@@ -478,6 +478,47 @@ static void test_what_others_did_is_seen(void **state)
 	memory_destroy(&then);
 }
 
+/* The same of clusters that the log has compressed data in, several guest clusters' in one. */
+static void test_what_others_did_to_compressed_is_seen(void **state)
+{
+	static _Alignas(4096) uint8_t log[LOG_BYTES], left[LOG_BYTES];
+	struct qcow2_options plain = {.no_lock = true}, opts = plain;
+	static struct memory then;
+
+	opts.log_base = log;
+	opts.log_bytes = LOG_BYTES;
+	opts.log_identity = "test";
+	opts.log_identity_bytes = 4;
+	opts.compress = true;
+	create(4096, 16, MiB);
+	start(&opts);
+	/* a third of it is left: they do not all go into the host cluster of the first */
+	memset(buffer, 'c', 4096);
+	for (unsigned i = 0; i < 1300; i++)
+		((uint8_t *)buffer)[i] = (uint8_t)rand();
+	assert_int_equal(request(BLK_WRITE, 0, 0, 4096), 0);
+	assert_int_equal(request(BLK_FLUSH, 0, 0, 0), 0);
+	for (unsigned i = 1; i < 8; i++)
+		assert_int_equal(request(BLK_WRITE, 0, i * 4096, 4096), 0);
+	memory_init(&then);
+	memory_copy(&then, &disk);
+	memcpy(left, log, sizeof(left));
+	assert_int_equal(stop(), 0);
+
+	memory_copy(&disk, &then);
+	assert_int_equal(recover_lapsed(&opts, left), 0);
+	assert_sound();
+
+	memory_copy(&disk, &then);
+	start(&plain);
+	for (unsigned i = 8; i < 16; i++)
+		assert_int_equal(request(BLK_WRITE, 0, i * 4096, 4096), 0);
+	assert_int_equal(stop(), 0);
+	assert_int_equal(recover_lapsed(&opts, left), -ESTALE);
+	assert_sound();
+	memory_destroy(&then);
+}
+
 static void test_long_tables_are_not_read(void **state)
 {
 	struct qcow2_options opts = {.no_lock = true};
@@ -1041,6 +1082,7 @@ int main(void)
 		cmocka_unit_test(test_refcount_table_grows_on_a_device),
 		cmocka_unit_test(test_replay_frees_once),
 		cmocka_unit_test(test_what_others_did_is_seen),
+		cmocka_unit_test(test_what_others_did_to_compressed_is_seen),
 		cmocka_unit_test(test_long_tables_are_not_read),
 		cmocka_unit_test(test_broken_tables_count),
 		cmocka_unit_test(test_no_sync_hides_another_ones_error),

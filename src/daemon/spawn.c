@@ -295,6 +295,10 @@ static int daemon_bury(struct parent *p, bool at_once)
 			return 0;
 		nanosleep(&pause, NULL);
 	}
+	/* its supervisor ends after it, and its helper, which may have a device to delete: they are ours by now */
+	for (int waited_ms = 0; !p->takes_over && waited_ms < BURY_TIMEOUT_MS && waitpid(-1, NULL, WNOHANG) >= 0;
+	     waited_ms += 20)
+		nanosleep(&pause, NULL);
 	if (!p->takes_over && statedir_open(&dir, false, &err) == 0) {
 		if (cleanup_process(&dir, p->daemon, &err))
 			p->report->note(p->report, err.text);

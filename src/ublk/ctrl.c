@@ -653,6 +653,20 @@ int ublk_ctrl_recovery_end(struct ublk_ctrl *ctrl, uint32_t id, pid_t pid,
 				given_up, arg, err);
 }
 
+/*
+ * Why START_USER_RECOVERY is refused. Linux 6.12 does that, for good, where a server died after it had given this
+ * command and before a queue of its had all its fetches in the driver.
+ */
+static const char *recovery_lacks(struct ublk_ctrl *ctrl, uint32_t id)
+{
+	struct ublk_dev_info info;
+
+	if (ublk_ctrl_info(ctrl, id, &info, NULL) || !(info.flags & UBLK_F_USER_RECOVERY))
+		return "was made without recovery";
+	return "cannot be taken over: its last server died in the middle of doing that, and this kernel's driver "
+	       "lets nobody try again; it can be deleted";
+}
+
 int ublk_ctrl_recovery_start(struct ublk_ctrl *ctrl, uint32_t id, struct error *err)
 {
 	uint64_t deadline = now_ms() + RECOVERY_MS;
@@ -675,7 +689,7 @@ int ublk_ctrl_recovery_start(struct ublk_ctrl *ctrl, uint32_t id, struct error *
 			"(waited %u s)",
 			id, RECOVERY_MS / 1000);
 	if (ret == -EINVAL || ret == -EOPNOTSUPP)
-		return error_set(err, ret, "ublk device %u was made without recovery", id);
+		return error_set(err, ret, "ublk device %u %s", id, recovery_lacks(ctrl, id));
 	return call_result(&call, ret, err);
 }
 

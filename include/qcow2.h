@@ -244,9 +244,10 @@ int qcow2_snapshot_list(struct storage *storage,
 
 /*
  * Each in a coroutine of the metadata loop, with queues running and requests in flight, or outside of
- * any loop when none is running. An operation waits for the writes in flight (apply: for all requests)
- * and holds back those that are submitted meanwhile. @pause_ns, if not NULL: for how long that was. On
- * error the disk is what it was. An existing snapshot is found by its id, or else by its name.
+ * any loop when none is running. For its switch a create waits for the writes in flight, and holds back those
+ * that are submitted meanwhile; an apply does so with all requests, a delete with none. @pause_ns, if not
+ * NULL: for how long that was. They return when all of it is done, and the file has room for what they freed.
+ * On error the disk is what it was. An existing snapshot is found by its id, or else by its name.
  */
 int qcow2_snapshot_create(struct qcow2_image *img, const char *name, uint64_t *pause_ns,
 			  struct error *err);

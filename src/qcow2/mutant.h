@@ -31,6 +31,12 @@ enum qcow2_mutant {
 	MUTANT_PACK_UNSERIALISED,   /* rule 7 */
 	MUTANT_SNAPSHOT_WITHOUT_DRAIN, /* rule 10 */
 	MUTANT_SNAPSHOT_RAISE_FIRST,   /* rule 10 */
+	MUTANT_SNAPSHOT_STALE,	       /* rule 9, of tables that are counted for a snapshot */
+	MUTANT_SNAPSHOT_NO_GRACE,      /* rule 8, of clusters that are counted for a snapshot */
+	MUTANT_SNAPSHOT_LOWER_EARLY,   /* rule 10, of a delete */
+	MUTANT_SNAPSHOT_COUNT_FIRST,   /* rule 4, of a snapshot's tables */
+	MUTANT_SNAPSHOT_APPLY_UNCOUNTED, /* rule 10, of an apply */
+	MUTANT_SNAPSHOT_APPLY_EARLY,   /* rule 10, of an apply */
 	MUTANT_IN_PLACE_RELOCATED,     /* rule 8 */
 	MUTANT_DATA_FILE_AFTER_MAP,    /* rule 1, of two files */
 	MUTANT_DATA_FILE_OPEN_UNSYNCED, /* rule 16, of two files */

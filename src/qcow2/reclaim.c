@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* reclaim.c: see reclaim.h: steps 1 and 2, and when they are made. */
+/* reclaim.c: see reclaim.h: the steps, and when they are made. */
 #include "qcow2/reclaim.h"
 
 #include <errno.h>
@@ -8,6 +8,7 @@
 
 #include "base/log.h"
 #include "qcow2/alloc.h"
+#include "qcow2/copied.h"
 #include "qcow2/image.h"
 #include "qcow2/map.h"
 
@@ -99,12 +100,19 @@ void reclaim_destroy(struct reclaim *rc)
 	rc->buf = rc->l1_buf = NULL;
 }
 
-bool reclaim_given_up(const struct qcow2_image *img)
+void reclaim_missed(struct qcow2_image *img)
+{
+	img->reclaim.unclean = true;
+	img->reclaim.done = false;
+}
+
+static bool given_up(const struct qcow2_image *img)
 {
 	return img->reclaim.stop || img->wb.sync_failed || img->corruption_reports;
 }
 
-void reclaim_pause(struct qcow2_image *img, uint64_t since_ns)
+/* So that what was done since @since_ns is a fifth of the time at most. */
+static void pause_since(struct qcow2_image *img, uint64_t since_ns)
 {
 	uint64_t took = loop_now_ns(img->meta_loop) - since_ns;
 
@@ -161,7 +169,7 @@ static bool active_see(struct qcow2_image *img)
 
 		if (!hoff)
 			continue;
-		if (entry & L1_BROKEN || table_read_raw(img, hoff) || reclaim_given_up(img))
+		if (entry & L1_BROKEN || table_read_raw(img, hoff) || given_up(img))
 			return false;
 		if ((table_get(&img->l1, i) & QCOW2_L1_OFFSET_MASK) != hoff) {
 			i--; /* invariant 2 */
@@ -171,9 +179,9 @@ static bool active_see(struct qcow2_image *img)
 		rc->unflagged |= !(entry & QCOW2_COPIED);
 		refer(rc, hoff >> img->cluster_bits);
 		entries_see(img, true);
-		reclaim_pause(img, since_ns);
+		pause_since(img, since_ns);
 	}
-	return !reclaim_given_up(img);
+	return !given_up(img);
 }
 
 static bool snapshot_see(struct qcow2_image *img, const struct reclaim_l1 *l1)
@@ -194,11 +202,11 @@ static bool snapshot_see(struct qcow2_image *img, const struct reclaim_l1 *l1)
 			return false;
 		if (!hoff)
 			continue;
-		if (table_read_raw(img, hoff) || reclaim_given_up(img))
+		if (table_read_raw(img, hoff) || given_up(img))
 			return false;
 		refer(rc, hoff >> img->cluster_bits);
 		entries_see(img, false);
-		reclaim_pause(img, since_ns);
+		pause_since(img, since_ns);
 	}
 	return true;
 }
@@ -275,10 +283,10 @@ static bool leaks_find(struct qcow2_image *img)
 		else
 			h++;
 		if (++looked % CLUSTERS_A_GO == 0) {
-			reclaim_pause(img, since_ns);
+			pause_since(img, since_ns);
 			since_ns = loop_now_ns(img->meta_loop);
 		}
-		if (reclaim_given_up(img))
+		if (given_up(img))
 			return false;
 	}
 	return true;
@@ -304,10 +312,10 @@ static bool window_lower(struct qcow2_image *img)
 			rc->unflagged = true;
 		}
 		if (++looked % CLUSTERS_A_GO == 0) {
-			reclaim_pause(img, since_ns);
+			pause_since(img, since_ns);
 			since_ns = loop_now_ns(img->meta_loop);
 		}
-		if (reclaim_given_up(img))
+		if (given_up(img))
 			return false;
 	}
 	return true;
@@ -332,13 +340,25 @@ static bool shared_find(struct qcow2_image *img)
 
 /* ---- running ---- */
 
+static bool pause_and_go_on(struct qcow2_image *img, uint64_t since_ns)
+{
+	pause_since(img, since_ns);
+	return !given_up(img);
+}
+
+/* Step 3. */
+static bool flags_set(struct qcow2_image *img)
+{
+	return !img->reclaim.unflagged || !copied_restore(img, pause_and_go_on);
+}
+
 static void reclaim_task(struct co_task *task)
 {
 	struct reclaim *rc = container_of(task, struct reclaim, task);
 	struct qcow2_image *img = container_of(rc, struct qcow2_image, reclaim);
 
-	rc->done = !reclaim_given_up(img) && references_see(img) && leaks_find(img) &&
-		   shared_find(img) && (!rc->unflagged || reclaim_flags(img));
+	rc->done = !given_up(img) && references_see(img) && leaks_find(img) &&
+		   shared_find(img) && flags_set(img);
 	if (rc->reclaimed)
 		log_info("%s: %llu leaked clusters of a crash were reclaimed", img->st->name,
 			 (unsigned long long)rc->reclaimed);

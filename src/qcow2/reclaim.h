@@ -91,6 +91,8 @@ int reclaim_init(struct qcow2_image *img, uint64_t delay_ms, struct error *err) 
 void reclaim_ready(struct qcow2_image *img);
 /* At close, when all is on disk: the image was closed in order. */
 void reclaim_closed(struct qcow2_image *img);
+/* Something stays counted that nothing refers to: the next open is to look for it. */
+void reclaim_missed(struct qcow2_image *img);
 void reclaim_destroy(struct reclaim *rc);
 
 /* When the metadata loop has been set, and before it is given up. */
@@ -111,13 +113,5 @@ static inline void reclaim_touch(struct reclaim *rc, uint64_t hcluster, uint64_t
  * whether that is all there is; it is not where something is broken.
  */
 int reclaim_known(struct qcow2_image *img, bool *whole, struct error *err) must_check;
-
-/* ---- reclaim_flags.c: step 3 ---- */
-
-/* False: it was given up. */
-bool reclaim_flags(struct qcow2_image *img) must_check;
-bool reclaim_given_up(const struct qcow2_image *img);
-/* So that what was done since @since_ns is a fifth of the time at most. */
-void reclaim_pause(struct qcow2_image *img, uint64_t since_ns);
 
 #endif

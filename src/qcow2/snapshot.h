@@ -3,7 +3,7 @@
  * snapshot.h: internal snapshots: their table, and the operations on them.
  *
  *	snapshot.c	the table: read, looked into, changed in memory, laid out for the file
- *	snapshot_refs.c	what an L1 table refers to: counted up and down; which flags are true
+ *	snapshot_refs.c	what an L1 table refers to: counted up and down, while requests go on
  *	snapshot_prepare.c	what create counts before anything is held back
  *	snapshot_ops.c	create, apply, delete: the order of their writes, and the barrier around them
  *
@@ -79,6 +79,7 @@ struct snapshot_refs {
 	uint64_t entries;
 	be64_t *l2; /* a table */
 	uint64_t raised; /* references that snapshot_refs_raise() has raised so far */
+	bool flagged;	 /* snapshot_refs_check() has seen COPIED in a table */
 };
 
 /* Of a snapshot, from the file; or of the active tables, which are on disk. */
@@ -114,11 +115,10 @@ int snapshot_table_raise(struct snapshot_refs *r, uint64_t hoff, struct error *e
 int snapshot_table_lower(struct snapshot_refs *r, uint64_t hoff, struct error *err) must_check;
 
 /*
- * The active tables' COPIED flags, through the cache: cleared in one table (*@any: some may have been set);
- * or true, by the refcounts. Changes are in memory, for a pass to write.
+ * Clears the COPIED flags of an active table and its L1 entry, through the cache (*@any: some may have been
+ * set), for a pass to write. copied.h sets them again.
  */
 int snapshot_table_clear_copied(struct qcow2_image *img, uint64_t index, bool *any) must_check;
-int snapshot_active_set_copied(struct qcow2_image *img) must_check;
 
 /* ---- ahead of the switch (snapshot_prepare.c) ---- */
 

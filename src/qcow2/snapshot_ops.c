@@ -2,10 +2,12 @@
 /*
  * snapshot_ops.c: create, apply and delete; see snapshot.h.
  *
- * Each is a barrier (rules 10 and 17): a pass while I/O goes on, which writes most of what there is to
- * write; then writes are held back (for apply: all requests), and those in flight end with their links;
- * another pass, after which the recovery log is empty and the file has all there is; the operation; a
- * pass; and I/O goes on. Reads go on during create and delete, which leave the map as it is.
+ * Each begins with a pass, and counts all that it has to count while I/O goes on, which takes the longer the
+ * more is allocated. For the switch, create holds writes back and apply all requests: those in flight end with
+ * their links, and another pass leaves the recovery log empty and all there is in the file (rules 10 and 17).
+ * Delete holds nothing back: the disk is the same before and after, and whatever the log has then is as good
+ * after (the counts that it may have of what a snapshot shared are too high, at worst). I/O goes on again
+ * right after the switch, while the rest is done.
  *
  * Order of writes, with a sync between the lines; until the switch the image is what it was, but for
  * counts that are too high (a crash leaks) and flags that are clear though they might be set:
@@ -16,20 +18,26 @@
  *	         the old table's counts lowered
  *
  *	         Flags and counts table by table, before anything is held back (snapshot_prepare.c); what
- *	         changed meanwhile again, while writes are held. They go on after the switch.
+ *	         changed meanwhile again, while writes are held.
  *
  *	delete   counts of the new snapshot table raised, and the table
  *	         the header's first sector: the new snapshot table
  *	         counts lowered: the old table, the snapshot's L1 table and all it refers to
  *	         COPIED set in the active tables where the count is 1
  *
- *	apply    COPIED cleared in the snapshot's tables, should some other program have left it there;
- *	         counts of all that the snapshot refers to raised; the new L1 table
+ *	apply    counts of all that the snapshot refers to raised; the new L1 table
  *	         the header's first sector: L1 table and size
  *	         counts lowered: the old L1 table and all it refers to
  *
+ *	         Should some other program have left COPIED in the snapshot's tables, which may be active ones
+ *	         too, it is cleared first, and all of it is done while requests are held.
+ *
+ * What is counted ahead for an apply, and lowered after an apply or a delete, hangs on tables that stay as
+ * they are while writes go on: see the invariants in snapshot_refs.c.
+ *
  * Nothing is logged for recovery: what is changed before the switch is as good as what it replaces, and
- * a kill behind it leaves counts that are too high or flags that are clear.
+ * a kill behind it leaves counts that are too high or flags that are clear. The search for what a crash has
+ * leaked finds both (reclaim.h).
  *
  * Invariants:
  *  1. Before anything is changed all counts have been looked at: a cluster that cannot have another
@@ -37,6 +45,7 @@
  *  2. After an error before the switch everything is taken back. After a switch whose outcome is not
  *     known nothing is: both states must stay good (and nothing becomes durable any more).
  *  3. COPIED is set in memory only when the lower count is durable, or goes to disk before it.
+ *  4. What the old state refers to keeps its counts until the switch is durable.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -46,6 +55,7 @@
 
 #include "base/log.h"
 #include "qcow2/alloc.h"
+#include "qcow2/copied.h"
 #include "qcow2/image.h"
 #include "qcow2/reclaim.h"
 #include "qcow2/snapshot.h"
@@ -110,22 +120,27 @@ static int barrier_enter(struct operation *op)
 	return ret ? ret : snapshot_list_read(&op->list, img->st, &img->hdr, op->err);
 }
 
+/* Before anything is allocated. */
+static int log_reserve(struct operation *op)
+{
+	uint64_t records = log_records(op->img);
+	int ret = op->log_reserved ? 0 : reclog_reserve(op->img, records);
+
+	if (ret)
+		return error_set(op->err, ret, "%s: writing metadata failed: %s", op->img->st->name,
+				 strerror(-ret));
+	op->log_reserved = records;
+	return 0;
+}
+
 static int barrier_hold(struct operation *op, enum held_back what)
 {
-	struct qcow2_image *img = op->img;
 	int ret;
 
-	image_hold(img, what);
+	image_hold(op->img, what);
 	op->held_ns = clock_ns();
 	ret = pass(op);
-	if (!ret) {
-		uint64_t records = log_records(img);
-
-		ret = reclog_reserve(img, records);
-		if (!ret)
-			op->log_reserved = records;
-	}
-	return ret;
+	return ret ? ret : log_reserve(op);
 }
 
 /* The log is the guest's again, whose requests go on. */
@@ -280,10 +295,12 @@ static int switch_disk(struct operation *op, uint32_t entries, uint64_t size_byt
 /* The operation is done; what is left makes room and flags, and a crash or an error loses those only. */
 static void settle(struct operation *op, int ret)
 {
-	if (ret)
+	if (ret) {
+		reclaim_missed(op->img);
 		log_warn("%s: some clusters stay counted that nothing refers to, or flags clear; "
 			 "'check --repair' finds them: %s",
 			 op->img->st->name, op->err->text[0] ? op->err->text : strerror(-ret));
+	}
 	if (op->err)
 		*op->err = (struct error){0};
 }
@@ -372,20 +389,25 @@ static int create_make(struct operation *op, const char *name)
 	return ret ? ret : pass(op);
 }
 
+/* Others get their turn. */
+static bool yield_and_go_on(struct qcow2_image *img, uint64_t since_ns)
+{
+	if (img->meta_loop)
+		co_yield();
+	return true;
+}
+
 /* Invariant 2. */
 static void create_undo(struct operation *op)
 {
 	struct qcow2_image *img = op->img;
 
+	barrier_release(op);
 	if (img->wb.sync_failed)
 		return;
-	if (!op->held_ns) {
-		image_hold(img, HOLD_WRITES);
-		op->held_ns = clock_ns();
-	}
 	snapshot_prepare_undo(&op->refs);
 	give_back(op);
-	if (writeback_run(img) || snapshot_active_set_copied(img) || writeback_run(img))
+	if (writeback_run(img) || copied_restore(img, yield_and_go_on) || writeback_run(img))
 		log_warn("%s: some flags stay clear", img->st->name);
 }
 
@@ -431,12 +453,40 @@ int qcow2_snapshot_create(struct qcow2_image *img, const char *name, uint64_t *p
 
 /* ---- delete ---- */
 
+/* Nothing durable refers to the snapshot any more. */
+static int delete_lower(struct operation *op, uint64_t l1_offset)
+{
+	struct qcow2_image *img = op->img;
+	uint64_t l1_clusters = div_up(op->refs.entries * sizeof(be64_t), img->cluster_bytes);
+	int ret = snapshot_refs_lower(&op->refs, op->err);
+
+	if (l1_clusters)
+		refcount_release(img, l1_offset >> img->cluster_bits, l1_clusters);
+	return ret ? ret : pass(op);
+}
+
+static int delete_switch(struct operation *op)
+{
+	int ret = log_reserve(op);
+
+	if (!ret)
+		ret = write_table(op);
+	if (!ret)
+		ret = pass(op);
+	if (!ret)
+		ret = switch_table(op);
+	if (ret && !op->img->wb.sync_failed)
+		give_back(op);
+	return ret;
+}
+
 static int delete_run(struct operation *op, const char *name)
 {
 	struct qcow2_image *img = op->img;
 	uint64_t old_first = img->hdr.snapshots_offset >> img->cluster_bits;
 	uint64_t old_clusters = div_up(op->list.table_bytes, img->cluster_bytes);
-	uint64_t l1_first, l1_clusters;
+	bool early = mutant(MUTANT_SNAPSHOT_LOWER_EARLY);
+	uint64_t l1_offset;
 	struct snapshot *s;
 	uint32_t index;
 	int ret;
@@ -444,33 +494,25 @@ static int delete_run(struct operation *op, const char *name)
 	s = find(op, name, &index);
 	if (!s)
 		return -ENOENT;
-	l1_first = s->l1_offset >> img->cluster_bits;
-	l1_clusters = div_up((uint64_t)s->l1_entries * sizeof(be64_t), img->cluster_bytes);
+	l1_offset = s->l1_offset;
 	ret = refs_of(op, s);
 	if (!ret)
 		ret = snapshot_refs_check(&op->refs, false, op->err);
 	if (ret)
 		return ret;
 	snapshot_list_remove(&op->list, index);
-	ret = write_table(op);
+	if (early)
+		ret = delete_lower(op, l1_offset);
 	if (!ret)
-		ret = pass(op);
-	if (!ret)
-		ret = switch_table(op);
-	if (ret) {
-		if (!img->wb.sync_failed)
-			give_back(op);
+		ret = delete_switch(op);
+	if (ret)
 		return ret;
-	}
+	barrier_release(op);
 	protect(op, op->table_hcluster, op->table_clusters);
 	refcount_lower(img, old_first, old_clusters);
-	ret = snapshot_refs_lower(&op->refs, op->err);
-	if (l1_clusters)
-		refcount_release(img, l1_first, l1_clusters);
+	ret = early ? 0 : delete_lower(op, l1_offset);
 	if (!ret)
-		ret = pass(op);
-	if (!ret)
-		ret = snapshot_active_set_copied(img);
+		ret = copied_restore(img, yield_and_go_on);
 	if (!ret)
 		ret = pass(op);
 	settle(op, ret);
@@ -484,8 +526,6 @@ int qcow2_snapshot_delete(struct qcow2_image *img, const char *id_or_name, uint6
 	struct operation op = {.img = img, .err = err ? err : &own};
 	int ret = barrier_enter(&op);
 
-	if (!ret)
-		ret = barrier_hold(&op, HOLD_WRITES);
 	if (!ret)
 		ret = delete_run(&op, id_or_name);
 	barrier_end(&op, pause_ns);
@@ -541,45 +581,70 @@ static int table_make(struct operation *op, struct table *t, uint32_t entries)
 	return 0;
 }
 
-static int apply_make(struct operation *op, uint32_t entries)
+/* All that the snapshot refers to is counted once more, and there is an L1 table: in the file, and @l1. */
+static int apply_make(struct operation *op, uint32_t entries, struct table *l1)
 {
-	int ret = snapshot_refs_check(&op->refs, true, op->err);
+	int ret = op->refs.flagged ? snapshot_refs_clear_copied(&op->refs, op->err) : 0;
 
-	if (!ret)
-		ret = snapshot_refs_clear_copied(&op->refs, op->err);
-	if (!ret)
+	if (!ret && !mutant(MUTANT_SNAPSHOT_APPLY_UNCOUNTED))
 		ret = snapshot_refs_raise(&op->refs, op->err);
 	if (!ret)
+		ret = log_reserve(op);
+	if (!ret)
 		ret = write_l1(op, entries);
+	if (!ret)
+		ret = table_make(op, l1, entries);
 	return ret ? ret : pass(op);
 }
 
-static int apply_switch(struct operation *op, uint32_t entries, uint64_t size_bytes)
+/* Up to the switch, with which requests go on. @l1 becomes the old table, @old what it refers to. */
+static int apply_switch(struct operation *op, uint32_t entries, uint64_t size_bytes, struct table *l1,
+			struct snapshot_refs *old)
+{
+	struct qcow2_image *img = op->img;
+	bool ahead = !op->refs.flagged;
+	int ret = ahead ? apply_make(op, entries, l1) : 0;
+
+	if (!ret)
+		ret = barrier_hold(op, HOLD_ALL);
+	if (!ret && !ahead)
+		ret = apply_make(op, entries, l1);
+	if (!ret)
+		ret = snapshot_refs_active(old, img, op->err);
+	if (!ret && mutant(MUTANT_SNAPSHOT_APPLY_EARLY))
+		ret = snapshot_refs_lower(old, op->err);
+	if (!ret && mutant(MUTANT_SNAPSHOT_APPLY_EARLY))
+		ret = pass(op);
+	if (!ret) {
+		bitmaps_mark_all(img);
+		ret = switch_disk(op, entries, size_bytes);
+	}
+	if (!ret)
+		become(op, l1, old, size_bytes);
+	barrier_release(op);
+	if (ret && !img->wb.sync_failed) { /* invariant 2 */
+		snapshot_refs_unraise(&op->refs);
+		give_back(op);
+	}
+	return ret;
+}
+
+static int apply_to(struct operation *op, uint32_t entries, uint64_t size_bytes)
 {
 	struct qcow2_image *img = op->img;
 	uint64_t old_first = img->hdr.l1_offset >> img->cluster_bits;
 	uint64_t old_clusters = div_up(img->l1.entries * sizeof(be64_t), img->cluster_bytes);
-	struct snapshot_refs old;
+	struct snapshot_refs old = {0};
 	struct table l1 = {0};
-	int ret = snapshot_refs_active(&old, img, op->err);
+	int ret = apply_switch(op, entries, size_bytes, &l1, &old), lower_ret = 0;
 
-	if (!ret)
-		ret = apply_make(op, entries);
-	if (!ret)
-		ret = table_make(op, &l1, entries);
-	if (!ret)
-		ret = switch_disk(op, entries, size_bytes);
-	if (ret) {
-		if (!img->wb.sync_failed) { /* invariant 2 */
-			snapshot_refs_unraise(&op->refs);
-			give_back(op);
-		}
-	} else {
-		become(op, &l1, &old, size_bytes);
-		ret = snapshot_refs_lower(&old, op->err);
+	if (!ret) {
+		if (mutant(MUTANT_SNAPSHOT_APPLY_UNCOUNTED))
+			lower_ret = snapshot_refs_raise(&op->refs, op->err);
+		if (!lower_ret && !mutant(MUTANT_SNAPSHOT_APPLY_EARLY))
+			lower_ret = snapshot_refs_lower(&old, op->err);
 		refcount_release(img, old_first, old_clusters);
-		settle(op, ret ? ret : pass(op));
-		ret = 0;
+		settle(op, lower_ret ? lower_ret : pass(op));
 	}
 	table_free(&l1);
 	snapshot_refs_free(&old);
@@ -609,12 +674,11 @@ static int apply_run(struct operation *op, const char *name)
 	needed = max_of(needed, (uint64_t)s->l1_entries);
 	needed = max_of(needed, (uint64_t)1);
 	ret = refs_of(op, s);
+	if (!ret)
+		ret = snapshot_refs_check(&op->refs, true, op->err);
 	if (!ret && s->disk_bytes != img->size_bytes && (ret = bitmaps_claim(img)))
 		error_set(op->err, ret, "%s: %s", img->st->name, strerror(-ret));
-	if (ret)
-		return ret;
-	bitmaps_mark_all(img);
-	return apply_switch(op, (uint32_t)needed, s->disk_bytes);
+	return ret ? ret : apply_to(op, (uint32_t)needed, s->disk_bytes);
 }
 
 int qcow2_snapshot_apply(struct qcow2_image *img, const char *id_or_name, uint64_t *pause_ns,
@@ -624,8 +688,6 @@ int qcow2_snapshot_apply(struct qcow2_image *img, const char *id_or_name, uint64
 	struct operation op = {.img = img, .err = err ? err : &own};
 	int ret = barrier_enter(&op);
 
-	if (!ret)
-		ret = barrier_hold(&op, HOLD_ALL);
 	if (!ret)
 		ret = apply_run(&op, id_or_name);
 	barrier_end(&op, pause_ns);

@@ -146,7 +146,7 @@ static int batch_clear(struct batch *b, struct error *err)
 		b->entry[i] = table_get(&img->l1, b->index[i]);
 		cleared |= any;
 	}
-	if (cleared && !b->held)
+	if (cleared && !b->held && !mutant(MUTANT_SNAPSHOT_NO_GRACE))
 		image_grace(img);
 	batch_unlock(b);
 	return ret ? error_set(err, ret, "%s: cannot read L2 tables: %s", img->st->name, strerror(-ret)) : 0;
@@ -162,7 +162,7 @@ static int batch_raise(struct batch *b, struct error *err)
 	for (unsigned i = 0; !ret && i < b->count; i++) {
 		uint64_t hoff = b->entry[i] & QCOW2_L1_OFFSET_MASK;
 
-		if (table_get(&r->img->l1, b->index[i]) != b->entry[i])
+		if (table_get(&r->img->l1, b->index[i]) != b->entry[i] && !mutant(MUTANT_SNAPSHOT_STALE))
 			continue;
 		ret = snapshot_table_raise(r, hoff, err);
 		if (!ret)

@@ -5,13 +5,23 @@
  * A walk goes through an L1 table in order and calls a function for each L2 table, and for runs of the
  * clusters that its entries refer to: always the same runs in the same order, as long as the tables do
  * not change, so that a walk that stopped can be taken back up to there. Tables are read from the file:
- * those of a snapshot have no place in the cache, which is ordered by guest offset, and the active ones
- * are walked only when all that is in the cache has been written.
+ * those of a snapshot have no place in the cache, which is ordered by guest offset, and those that were
+ * active are walked only when all that was in the cache has been written.
  *
  * Bounds: an L1 table has no more L2 tables than the file has clusters, or it is broken. So a small file
- * cannot make a walk long.
+ * cannot make a walk long. After every WALK_A_GO entries others get their turn on the loop.
  *
- * Metadata loop only, or no loop; writes are held back (image_hold()), so nothing else changes the map.
+ * Requests go on during a walk, and what it goes through stays as it is all the same:
+ *  1. The tables hang on an L1 table that is not the active one, a snapshot's or one that was active before
+ *     (active ones are looked at one by one, under locks: snapshot_prepare.c).
+ *     Until the walk has lowered it, each has a reference for that; whoever finds it in the active tables as
+ *     well has another one, and copies it before the first change (map_slice_own()).
+ *  2. A table has been read when its own count is lowered: from then on it may be somebody's alone, who
+ *     changes it in place, or free. What it referred to is lowered by what was read.
+ *  3. Counts are raised and lowered by as much as there are references, whoever else does so meanwhile: so
+ *     the order does not matter, and none ever is lower than the references there are.
+ *
+ * Metadata loop only, in a coroutine that holds img->barrier; or no loop.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -23,6 +33,9 @@
 #include "qcow2/image.h"
 #include "qcow2/map.h"
 #include "qcow2/snapshot.h"
+
+/* Entries of an L2 table between two turns of the loop. */
+#define WALK_A_GO 512
 
 /* All snapshots' L1 tables, of an image that is to be written. */
 #define PROTECT_MAX_BYTES (256 * MiB)
@@ -92,8 +105,9 @@ struct walk {
 	int (*fn)(struct walk *w, uint64_t hcluster, uint64_t count, bool compressed);
 	uint64_t hcluster, count; /* being collected */
 	uint64_t left;		  /* references to go; for a walk back */
+	bool lowers;
 	/* check: */
-	bool raise;
+	bool raise, flagged;
 	uint64_t *tight; /* host clusters of compressed ones that may be too many */
 	size_t tights, tights_room;
 };
@@ -132,6 +146,7 @@ static int walk_entry(struct walk *w, uint64_t entry)
 	uint64_t count, first = map_entry_hclusters(img, entry, &count);
 	int ret;
 
+	w->flagged |= entry & QCOW2_COPIED;
 	if (!count)
 		return 0;
 	if (first + count > img->hclusters_max)
@@ -145,29 +160,45 @@ static int walk_entry(struct walk *w, uint64_t entry)
 	return ret ? ret : w->fn(w, first, count, true);
 }
 
-/* The table at @hoff, which is in r->l2. */
-static int walk_loaded(struct walk *w, uint64_t hoff)
+/* What the table in r->l2 refers to. */
+static int walk_entries(struct walk *w)
 {
 	struct snapshot_refs *r = w->r;
 	struct qcow2_image *img = r->img;
 	uint64_t words = (img->cluster_bytes / sizeof(be64_t)) >> img->l2_bits;
-	int ret = w->fn(w, hoff >> img->cluster_bits, 1, false);
+	int ret = 0;
 
-	for (uint64_t i = 0; !ret && i < (uint64_t)1 << img->l2_bits; i++)
+	for (uint64_t i = 0; !ret && i < (uint64_t)1 << img->l2_bits; i++) {
 		ret = walk_entry(w, be64_get(r->l2[i * words]));
+		if (ret || (i + 1) % WALK_A_GO)
+			continue;
+		ret = flush(w);
+		if (img->meta_loop)
+			co_yield();
+	}
 	return ret ? ret : flush(w);
+}
+
+/* The table at @hoff, which is in r->l2. */
+static int walk_loaded(struct walk *w, uint64_t hoff)
+{
+	int ret = w->fn(w, hoff >> w->r->img->cluster_bits, 1, false);
+
+	return ret ? ret : walk_entries(w);
 }
 
 static int walk_table(struct walk *w, uint64_t hoff)
 {
 	struct snapshot_refs *r = w->r;
-	int ret = storage_pread(r->img->st, hoff, r->l2, r->img->cluster_bytes);
+	bool early = mutant(MUTANT_SNAPSHOT_COUNT_FIRST) && w->lowers; /* not invariant 2 */
+	int ret = early ? w->fn(w, hoff >> r->img->cluster_bits, 1, false) : 0;
 
-	/* It has been read before it is counted: it may be free then. */
+	if (!ret)
+		ret = storage_pread(r->img->st, hoff, r->l2, r->img->cluster_bytes);
 	if (ret)
 		return error_set(w->err, ret, "%s: cannot read the L2 table at %" PRIu64 ": %s",
 				 r->img->st->name, hoff, strerror(-ret));
-	return walk_loaded(w, hoff);
+	return early ? walk_entries(w) : walk_loaded(w, hoff);
 }
 
 static bool table_place_valid(const struct qcow2_image *img, uint64_t hoff)
@@ -294,6 +325,7 @@ int snapshot_refs_check(struct snapshot_refs *r, bool raise, struct error *err)
 	if (!ret)
 		ret = check_tights(&w);
 	free(w.tight);
+	r->flagged = w.flagged;
 	return ret;
 }
 
@@ -349,7 +381,7 @@ static int lower_run(struct walk *w, uint64_t hcluster, uint64_t count, bool com
 
 int snapshot_refs_lower(struct snapshot_refs *r, struct error *err)
 {
-	struct walk w = {.r = r, .err = err, .fn = lower_run, .left = UINT64_MAX};
+	struct walk w = {.r = r, .err = err, .fn = lower_run, .left = UINT64_MAX, .lowers = true};
 
 	return walk_l1(&w);
 }
@@ -425,7 +457,7 @@ int snapshot_table_raise(struct snapshot_refs *r, uint64_t hoff, struct error *e
 
 int snapshot_table_lower(struct snapshot_refs *r, uint64_t hoff, struct error *err)
 {
-	struct walk w = {.r = r, .err = err, .fn = lower_run, .left = UINT64_MAX};
+	struct walk w = {.r = r, .err = err, .fn = lower_run, .left = UINT64_MAX, .lowers = true};
 
 	return walk_table(&w, hoff);
 }
@@ -513,91 +545,6 @@ int snapshot_table_clear_copied(struct qcow2_image *img, uint64_t index, bool *a
 	if (!ret)
 		table_set(&img->l1, img, index, entry & ~QCOW2_COPIED);
 	*any = true;
-	return ret;
-}
-
-/* Entries' words of a slice as they are, and as they are to be. */
-struct slice_flags {
-	uint64_t now[SLICE_MAX_ENTRIES];
-	bool copied[SLICE_MAX_ENTRIES];
-};
-
-/* Which entries refer to a cluster that nothing else refers to; no slice of the map is pinned. */
-static int flags_judge(struct qcow2_image *img, struct slice_flags *f, uint32_t n, bool *any)
-{
-	*any = false;
-	for (uint32_t i = 0; i < n; i++) {
-		uint64_t hoff = f->now[i] & QCOW2_L2_OFFSET_MASK, value = 0;
-		int ret = 0;
-
-		f->copied[i] = f->now[i] & QCOW2_COPIED;
-		if (!hoff || f->now[i] & QCOW2_COMPRESSED)
-			continue;
-		ret = refcount_get(img, hoff >> img->cluster_bits, &value);
-		if (ret)
-			return ret;
-		*any |= f->copied[i] != (value == 1);
-		f->copied[i] = value == 1;
-	}
-	return 0;
-}
-
-static int set_in_slice(struct qcow2_image *img, struct slice_flags *f, uint64_t index,
-			uint64_t first)
-{
-	uint32_t n = 1u << img->l2_slice_bits;
-	bool any;
-	struct slice *s;
-	int ret = active_slice(img, index, first, &s);
-
-	if (ret || !s)
-		return ret;
-	for (uint32_t i = 0; i < n; i++)
-		f->now[i] = map_entry_is_bad(s, i) ? 0 : map_entry_load(img, s, i).word;
-	cache_put(&img->l2_cache, s);
-	ret = flags_judge(img, f, n, &any);
-	if (ret || !any)
-		return ret;
-	ret = active_slice(img, index, first, &s);
-	if (ret || !s)
-		return ret;
-	ret = slice_begin_change(&img->l2_cache, s);
-	for (uint32_t i = 0; !ret && i < n; i++) {
-		struct map_entry entry = map_entry_load(img, s, i);
-		uint64_t flag = f->copied[i] ? QCOW2_COPIED : 0;
-
-		/* nobody changes it meanwhile */
-		if (!f->now[i] || (entry.word & QCOW2_COPIED) == flag)
-			continue;
-		entry.word ^= QCOW2_COPIED;
-		map_entry_store(img, s, i, entry);
-	}
-	cache_put(&img->l2_cache, s);
-	return ret;
-}
-
-int snapshot_active_set_copied(struct qcow2_image *img)
-{
-	uint64_t per_slice = (uint64_t)1 << img->l2_slice_bits;
-	struct slice_flags *f = calloc(1, sizeof(*f));
-	int ret = f ? 0 : -ENOMEM;
-
-	for (uint64_t i = 0; !ret && i < img->l1.entries; i++) {
-		uint64_t entry = table_get(&img->l1, i), value = 0;
-		uint64_t hoff = entry & QCOW2_L1_OFFSET_MASK;
-
-		if (!hoff || entry & L1_BROKEN)
-			continue;
-		ret = refcount_get(img, hoff >> img->cluster_bits, &value);
-		/* What a table refers to that is shared is shared. */
-		if (ret || value != 1)
-			continue;
-		for (uint64_t k = 0; !ret && k < (uint64_t)1 << img->l2_bits; k += per_slice)
-			ret = set_in_slice(img, f, i, k);
-		if (!ret && !(entry & QCOW2_COPIED))
-			table_set(&img->l1, img, i, entry | QCOW2_COPIED);
-	}
-	free(f);
 	return ret;
 }
 

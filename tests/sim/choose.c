@@ -60,15 +60,15 @@ static void choose_range(struct run *r, enum blk_op op, uint64_t *sector, uint64
 
 enum blk_op run_choose(struct run *r, unsigned *flags, uint64_t *sector, uint64_t *sectors)
 {
-	bool spot = r->cfg.snapshots && rng_chance(&r->rng, r->cfg.seed % 2 ? 20 : 75);
-	enum blk_op op = spot ? BLK_WRITE : choose_op(r);
+	enum blk_op op;
 
 	*flags = 0;
 	*sector = *sectors = 0;
-	if (spot)
-		snaps_spot(r, run_unit(r), sector, sectors);
-	else if (op != BLK_FLUSH)
-		choose_range(r, op, sector, sectors);
+	if (!snaps_spot(r, &op, sector, sectors)) {
+		op = choose_op(r);
+		if (op != BLK_FLUSH)
+			choose_range(r, op, sector, sectors);
+	}
 	/* without a payload it may be of any length */
 	if ((op == BLK_DISCARD || op == BLK_WRITE_ZEROES) && rng_chance(&r->rng, 10))
 		*sectors = align_up(rng_range(&r->rng, 1, r->guest.now - *sector), run_unit(r));

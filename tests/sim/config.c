@@ -11,7 +11,7 @@
 #include "run.h"
 
 const char *const run_profile_names[RUN_PROFILES] = {"tiny", "small", "mixed", "churn", "grow",
-								"overlap"};
+								"overlap", "snaps"};
 
 static void image_shape(struct run_config *cfg, struct rng *r)
 {
@@ -42,6 +42,10 @@ static void image_shape(struct run_config *cfg, struct rng *r)
 		cluster_bits = 14 + rng_below(r, 3);
 		size = (uint64_t)rng_range(r, 1, 3) << cluster_bits;
 		break;
+	case RUN_SNAPS:
+		cluster_bits = 10 + rng_below(r, 3);
+		size = rng_range(r, 16, 96) * KiB;
+		break;
 	default:
 		size = rng_range(r, 2048, 4096) * KiB;
 		break;
@@ -56,6 +60,8 @@ static void image_shape(struct run_config *cfg, struct rng *r)
 		c->version = 3;
 		c->refcount_bits = 64;
 	}
+	if (cfg->profile == RUN_SNAPS) /* one bit has room for no snapshot, two for two */
+		c->refcount_bits = max_of(c->refcount_bits, 4u);
 	if (c->version == 3 && c->cluster_bytes >= 16 * KiB && rng_chance(r, 50))
 		c->extended_l2 = true;
 	if (cfg->profile != RUN_GROW && rng_chance(r, 15))
@@ -101,6 +107,10 @@ static void requests_shape(struct run_config *cfg, struct rng *r)
 		cfg->weight_flush = rng_range(r, 0, 5);
 		cfg->nounmap_percent = rng_range(r, 30, 100);
 		cfg->hot_percent = 0;
+	} else if (cfg->profile == RUN_SNAPS) {
+		cfg->requests = 300;
+		cfg->depth = rng_range(r, 4, 16);
+		cfg->max_sectors = rng_range(r, 1, cluster_sectors * 2);
 	} else if (cfg->profile == RUN_GROW) {
 		cfg->requests = rng_range(r, 60, 160);
 		cfg->max_sectors = rng_range(r, 32, 128);
@@ -117,7 +127,7 @@ static void schedule_shape(struct run_config *cfg, struct rng *r)
 	cfg->submit_weight = rng_range(r, 1, 50);
 	cfg->time_weight = rng_chance(r, 50) ? rng_range(r, 1, 10) : 0;
 	cfg->io_order = rng_below(r, 5);
-	if (cfg->profile == RUN_CHURN || cfg->profile == RUN_OVERLAP)
+	if (cfg->profile == RUN_CHURN || cfg->profile == RUN_OVERLAP || cfg->profile == RUN_SNAPS)
 		cfg->io_order = 4;
 	if (cfg->profile == RUN_OVERLAP) { /* as much as possible is in flight */
 		cfg->io_weight = rng_range(r, 5, 20);
@@ -151,7 +161,7 @@ static void data_shape(struct run_config *cfg)
 {
 	struct rng r = rng_make(cfg->seed, cfg->profile, 0xda7a);
 
-	if (cfg->create.version == 3 && rng_chance(&r, 16))
+	if (cfg->create.version == 3 && cfg->profile != RUN_SNAPS && rng_chance(&r, 16))
 		data_apart(cfg, &r);
 }
 
@@ -201,7 +211,7 @@ void run_config_make(struct run_config *cfg, enum run_profile profile, uint64_t 
 	cfg->max_sectors = align_up(cfg->max_sectors, cfg->block_bytes / SECTOR_BYTES);
 	cfg->max_sectors = min_of(cfg->max_sectors, cfg->create.size_bytes / SECTOR_BYTES);
 	cfg->reissue_percent = rng_chance(&r, 70) ? 100 : rng_range(&r, 0, 100);
-	cfg->open.compress = rng_chance(&r, 25);
+	cfg->open.compress = rng_chance(&r, 25) && profile != RUN_SNAPS;
 	if (c->version >= 3)
 		c->zstd = rng_chance(&r, 50);
 	cfg->open.max_inflight = cfg->queues * cfg->depth;
@@ -223,7 +233,7 @@ void run_config_resize(struct run_config *cfg)
 	uint64_t old = cfg->create.size_bytes, size;
 
 	/* a second run begins with this one's disk on other seeds */
-	if (cfg->seed % 3 != 1 || rng_chance(&r, 30))
+	if (cfg->seed % 3 != 1 || cfg->profile == RUN_SNAPS || rng_chance(&r, 30))
 		return;
 	if (rng_chance(&r, 50) && !cfg->device) {
 		/* by what more L1 entries cover, where that is little */
@@ -242,7 +252,9 @@ void run_config_snapshots(struct run_config *cfg)
 	struct rng r = rng_make(cfg->seed, cfg->profile, 0x54a9);
 
 	/* a second run begins with this one's disk on other seeds, and those with 1 are resized */
-	if (cfg->seed % 3 == 2 && !cfg->open.compress && !cfg->data)
+	if (cfg->profile == RUN_SNAPS)
+		cfg->snapshots = SNAPS_MAX;
+	else if (cfg->seed % 3 == 2 && !cfg->open.compress && !cfg->data)
 		cfg->snapshots = rng_range(&r, 1, cfg->profile == RUN_TINY ? 2 : 6);
 }
 

@@ -31,6 +31,7 @@ enum run_profile {
 	RUN_CHURN, /* few clusters, allocated and freed all the time, with I/O that takes long */
 	RUN_GROW,  /* much allocation in 512-byte clusters: the refcount structures grow */
 	RUN_OVERLAP, /* a handful of large clusters, of which small parts are written, zeroed and read at once */
+	RUN_SNAPS, /* one snapshot after the other, and writes that meet in two clusters, with I/O that takes long */
 	RUN_PROFILES,
 };
 

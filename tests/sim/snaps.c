@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/math.h"
+#include "qcow2/image.h"
 #include "ring/co.h"
 #include "run.h"
 #include "verify.h"
@@ -162,6 +163,21 @@ static void made(struct run *r, struct snap *s)
 	sim_free(mem);
 }
 
+/*
+ * An apply goes on for a while after its switch, and so do requests. What they find and change is that of the
+ * snapshot: to the guest it is over with the switch.
+ */
+static void switch_settle(struct run *r)
+{
+	struct snaps *s = &r->snaps;
+
+	if (!s->busy || s->op != SNAP_APPLY || s->switched || !r->img || r->kills != s->kills ||
+	    r->img->hdr.l1_offset == s->l1_before || r->img->hold != HOLD_NONE)
+		return;
+	s->switched = true;
+	guest_done(&r->guest, s->number, 0, simdisk_mark(r->disk));
+}
+
 void snaps_settle(struct run *r)
 {
 	struct snaps *s = &r->snaps;
@@ -171,6 +187,7 @@ void snaps_settle(struct run *r)
 	/* more references than such refcounts can say */
 	bool full = ret == -EFBIG && r->cfg.create.refcount_bits <= 2;
 
+	switch_settle(r);
 	if (!s->busy || now == SIM_NEVER)
 		return;
 	s->busy = false;
@@ -180,7 +197,10 @@ void snaps_settle(struct run *r)
 		return;
 	}
 	if (s->op == SNAP_APPLY) {
-		guest_done(&r->guest, s->number, ret, now);
+		if (!s->switched)
+			guest_done(&r->guest, s->number, ret, now);
+		else if (ret)
+			run_fail(r, "going back to %s failed after its switch", snap->name);
 		return;
 	}
 	s->flags_to[s->nflags - 1] = now;
@@ -258,6 +278,9 @@ bool snaps_begin(struct run *r)
 		s->at[s->which].gone_submit = s->submit;
 	} else {
 		s->number = guest_apply(&r->guest, s->at[s->which].values, s->submit);
+		s->switched = false;
+		s->l1_before = r->img->hdr.l1_offset;
+		s->kills = r->kills;
 	}
 	if (s->op != SNAP_APPLY) {
 		s->flags_from[s->nflags] = s->submit;
@@ -269,15 +292,20 @@ bool snaps_begin(struct run *r)
 	return true;
 }
 
-void snaps_spot(struct run *r, uint64_t unit, uint64_t *sector, uint64_t *sectors)
+bool snaps_spot(struct run *r, enum blk_op *op, uint64_t *sector, uint64_t *sectors)
 {
-	uint64_t cluster = max_of(r->cfg.create.cluster_bytes / SECTOR_BYTES, unit);
+	unsigned percent = r->cfg.profile == RUN_SNAPS || !(r->cfg.seed % 2) ? 75 : 20;
+	uint64_t unit = run_unit(r), cluster = max_of(r->cfg.create.cluster_bytes / SECTOR_BYTES, unit);
 	uint64_t first = align_down(r->cfg.seed * 7919 % r->guest.now, cluster);
 
+	if (!r->cfg.snapshots || !rng_chance(&r->rng, percent))
+		return false;
+	*op = r->cfg.profile == RUN_SNAPS && rng_chance(&r->rng, 30) ? BLK_READ : BLK_WRITE;
 	*sector = align_down(first + rng_below(&r->rng, 2 * cluster), unit);
 	*sectors = unit;
 	if (*sector + *sectors > r->guest.now)
 		*sector = 0;
+	return true;
 }
 
 bool snaps_idle(struct run *r)
@@ -302,7 +330,8 @@ void snaps_recovered(struct run *r)
 	s->busy = false;
 	s->done = now;
 	if (s->op == SNAP_APPLY) {
-		guest_done(&r->guest, s->number, -EIO, now);
+		if (!s->switched)
+			guest_done(&r->guest, s->number, -EIO, now);
 		return;
 	}
 	if (!listing_read(r, &view, &l, r->text, sizeof(r->text))) {

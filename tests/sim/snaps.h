@@ -10,6 +10,7 @@
 #ifndef SIM_SNAPS_H
 #define SIM_SNAPS_H
 
+#include "base/blk.h"
 #include "base/error.h"
 #include "simview.h"
 
@@ -40,7 +41,10 @@ struct snaps {
 	bool busy;
 	enum snap_op op;
 	unsigned which;
-	uint32_t number; /* of an apply */
+	uint32_t number;    /* of an apply; and when that began: */
+	uint64_t l1_before; /* where the L1 table was */
+	unsigned kills;	    /* the run's */
+	bool switched;	    /* it has its effect */
 	uint64_t submit, done; /* done: SIM_NEVER until it is over, and then looked at */
 	int ret;
 	struct error err;
@@ -51,10 +55,10 @@ void snaps_free(struct snaps *s);
 bool snaps_begin(struct run *r);
 bool snaps_idle(struct run *r);
 /*
- * A small range, in sectors, in one of two clusters: writes there meet each other, in place and copying, while
- * snapshots are made.
+ * Whether the next request is one for a small range, in sectors, in one of two clusters: writes there meet each
+ * other, in place and copying, while snapshots are made.
  */
-void snaps_spot(struct run *r, uint64_t unit, uint64_t *sector, uint64_t *sectors);
+bool snaps_spot(struct run *r, enum blk_op *op, uint64_t *sector, uint64_t *sectors);
 /* Outside of any loop, soon after it: looks at what it did. */
 void snaps_settle(struct run *r);
 /* After a kill, and the recovery: what became of the operation that was under way. */

@@ -1,12 +1,18 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * reclaim_flags.c: step 3 of reclaim.h: COPIED where there is one reference.
+ * copied.c: see copied.h.
  *
  * What an entry of the active tables refers to with a count of 1, nothing else refers to: a raised count
- * comes before what needs it, and operations on snapshots, which alone add references to normal clusters,
- * end this first. A flag needs no record in the recovery log: replay takes entries that differ in
- * nothing else for the same.
+ * comes before what needs it. The count may be lower than what is on disk: a pass writes refcounts before
+ * entries, so a set flag is never on disk beside a count above 1. A flag needs no record in the recovery
+ * log: replay takes entries that differ in nothing else for the same, and a cluster that the log has with
+ * the flag gets the count 1.
+ *
+ * Entries are judged and set under their lock (rule 8): who copies a cluster has looked at its entry
+ * under the same lock, and holds it until the link.
  */
+#include "qcow2/copied.h"
+
 #include <errno.h>
 
 #include "qcow2/alloc.h"
@@ -105,7 +111,8 @@ static int l1_flag(struct qcow2_image *img, uint64_t index)
 	return ret;
 }
 
-static int table_flags(struct qcow2_image *img, uint64_t index)
+static int table_flags(struct qcow2_image *img, uint64_t index,
+		       bool (*between)(struct qcow2_image *img, uint64_t since_ns))
 {
 	uint32_t count = min_of((uint32_t)BATCH, 1u << img->l2_slice_bits);
 	uint64_t first = index << img->l2_bits, end = (index + 1) << img->l2_bits;
@@ -113,30 +120,30 @@ static int table_flags(struct qcow2_image *img, uint64_t index)
 
 	/* in a data file each cluster is the guest's own */
 	for (uint64_t g = first; g < end && !ret && !image_has_data_file(img); g += count) {
-		uint64_t since_ns = loop_now_ns(img->meta_loop);
+		uint64_t since_ns = img->meta_loop ? loop_now_ns(img->meta_loop) : 0;
 
 		ret = batch_run(img, g, count);
-		reclaim_pause(img, since_ns);
-		if (reclaim_given_up(img))
+		if (!between(img, since_ns))
 			ret = -ECANCELED;
 	}
 	return ret ? ret : l1_flag(img, index);
 }
 
-bool reclaim_flags(struct qcow2_image *img)
+int copied_restore(struct qcow2_image *img,
+		   bool (*between)(struct qcow2_image *img, uint64_t since_ns))
 {
-	for (uint64_t i = 0; i < img->l1.entries; i++) {
+	int ret = 0;
+
+	for (uint64_t i = 0; i < img->l1.entries && !ret; i++) {
 		uint64_t entry = table_get(&img->l1, i), value = 0;
 		uint64_t hoff = entry & QCOW2_L1_OFFSET_MASK;
 
-		if (reclaim_given_up(img))
-			return false;
 		if (!hoff || entry & L1_BROKEN)
 			continue;
+		ret = refcount_get(img, hoff >> img->cluster_bits, &value);
 		/* What a shared table refers to is shared. */
-		if (refcount_get(img, hoff >> img->cluster_bits, &value) ||
-		    (value == 1 && table_flags(img, i)))
-			return false;
+		if (!ret && value == 1)
+			ret = table_flags(img, i, between);
 	}
-	return true;
+	return ret;
 }

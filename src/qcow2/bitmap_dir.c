@@ -68,6 +68,27 @@ static int entry_parse(struct bitmap_dir *d, struct bitmap_entry *e, const struc
 	return e->name ? 0 : error_set(err, -ENOMEM, "no memory for the bitmap directory");
 }
 
+static uint64_t table_end(const struct bitmap_entry *e)
+{
+	return e->table_offset + e->table_entries * sizeof(be64_t);
+}
+
+/* Names are unique (qcow2: "Bitmap directory"), and each has a table of its own. */
+static int entries_differ(const struct bitmap_dir *d, const struct storage *st, struct error *err)
+{
+	for (uint32_t i = 0; i < d->count; i++) {
+		for (uint32_t k = 0; k < i; k++) {
+			const struct bitmap_entry *a = &d->v[i], *b = &d->v[k];
+
+			if (!strcmp(a->name, b->name))
+				return broken(st, err, "two bitmaps have the same name");
+			if (a->table_offset < table_end(b) && b->table_offset < table_end(a))
+				return broken(st, err, "two bitmaps have the same table");
+		}
+	}
+	return 0;
+}
+
 static int parse(struct bitmap_dir *d, struct storage *st, const struct qcow2_header *h,
 		 struct error *err)
 {
@@ -81,7 +102,7 @@ static int parse(struct bitmap_dir *d, struct storage *st, const struct qcow2_he
 		ret = entry_parse(d, &d->v[d->count++], st, h, &at, err);
 	if (!ret && at != h->bitmap_directory_bytes)
 		ret = broken(st, err, "it has not as many entries as the header says");
-	return ret;
+	return ret ? ret : entries_differ(d, st, err);
 }
 
 int bitmap_dir_read(struct bitmap_dir *d, struct storage *st, const struct qcow2_header *h,

@@ -171,13 +171,13 @@ bool bitmaps_any(const struct bitmaps *b, uint64_t from, uint64_t to)
 
 /* ---- one bitmap's table ---- */
 
-/* Whether cluster @hoff can be a bitmap's, and only that; then it is protected (invariant 5). */
+/* Whether cluster @hoff can be a bitmap's, and only that; then it is protected (invariant 5). @hoff is aligned. */
 static int cluster_take(struct qcow2_image *img, uint64_t hoff, bool *good)
 {
 	uint64_t hcluster = hoff >> img->cluster_bits, count = 0;
 	int ret;
 
-	*good = is_aligned(hoff, img->cluster_bytes) && hoff < img->st->size_bytes &&
+	*good = hoff < img->st->size_bytes &&
 		hcluster < min_of(img->hclusters_max, img->end_hcluster) &&
 		!metaset_has(&img->metaset, hcluster);
 	if (!*good)
@@ -189,63 +189,107 @@ static int cluster_take(struct qcow2_image *img, uint64_t hoff, bool *good)
 	return metaset_add(&img->metaset, hcluster);
 }
 
-static int table_take(struct qcow2_image *img, struct bitmap_state *s, uint32_t entries, bool *good)
+/* A bitmap's table, as it is taken. */
+struct taking {
+	bool broken;	/* an entry has a value that none can have: who looks at it goes no further */
+	bool misplaced; /* it, or what it refers to, is not a bitmap's */
+	uint64_t table_bytes; /* of it so far, and of its entries: */
+	uint32_t entries;
+};
+
+static bool entry_is_good(const struct qcow2_image *img, uint64_t entry)
+{
+	uint64_t hoff = entry & QCOW2_BITMAP_ENTRY_OFFSET;
+
+	return !(entry & QCOW2_BITMAP_ENTRY_RESERVED) && !(hoff && entry & QCOW2_BITMAP_ENTRY_ALL_ONES) &&
+	       is_aligned(hoff, img->cluster_bytes);
+}
+
+static int table_take(struct qcow2_image *img, const struct bitmap_state *s, uint32_t entries,
+		      struct taking *t)
 {
 	int ret = 0;
 
-	for (uint32_t i = 0; !ret && *good && i < entries; i++) {
-		uint64_t entry = s->table[i], hoff = entry & QCOW2_BITMAP_ENTRY_OFFSET;
+	for (uint32_t i = 0; i < entries; i++)
+		t->broken |= !entry_is_good(img, s->table[i]);
+	while (!ret && !t->broken && !t->misplaced && t->entries < entries) {
+		uint64_t hoff = s->table[t->entries] & QCOW2_BITMAP_ENTRY_OFFSET;
+		bool good = true;
 
-		*good = !(entry & QCOW2_BITMAP_ENTRY_RESERVED) &&
-			!(hoff && entry & QCOW2_BITMAP_ENTRY_ALL_ONES);
-		if (*good && hoff)
-			ret = cluster_take(img, hoff, good);
+		if (hoff)
+			ret = cluster_take(img, hoff, &good);
+		t->misplaced = !good;
+		t->entries += !ret && good;
 	}
 	return ret;
 }
 
-/* Reads and judges the table of bitmap @i; its clusters are protected from now on. */
-static int table_load(struct qcow2_image *img, uint32_t i, bool *good, struct error *err)
+/* A bitmap that is broken may name what is not its own: clusters of the guest, which is to have them. */
+static void table_untake(struct qcow2_image *img, uint32_t i, const struct taking *t)
+{
+	const struct bitmap_state *s = &img->bitmaps.v[i];
+	uint64_t table_hoff = img->bitmaps.dir.v[i].table_offset;
+
+	for (uint64_t at = 0; at < t->table_bytes; at += img->cluster_bytes)
+		metaset_remove(&img->metaset, (table_hoff + at) >> img->cluster_bits);
+	for (uint32_t n = 0; n < t->entries; n++)
+		if (s->table[n] & QCOW2_BITMAP_ENTRY_OFFSET)
+			metaset_remove(&img->metaset, (s->table[n] & QCOW2_BITMAP_ENTRY_OFFSET) >>
+							      img->cluster_bits);
+}
+
+/* The table of bitmap @i, whose clusters are taken, from the file to bitmaps.v[i]. */
+static int table_read_entries(struct qcow2_image *img, uint32_t i)
 {
 	const struct bitmap_entry *e = &img->bitmaps.dir.v[i];
 	struct bitmap_state *s = &img->bitmaps.v[i];
-	uint64_t bytes = e->table_entries * sizeof(be64_t);
-	uint64_t room = align_up(bytes, max_of(img->st->block_bytes, 512u));
-	be64_t *raw;
-	int ret = 0;
+	uint64_t room = align_up(e->table_entries * sizeof(be64_t), max_of(img->st->block_bytes, 512u));
+	be64_t *raw = aligned_alloc(4096, align_up(room, 4096));
+	int ret = -ENOMEM;
 
-	*good = true;
-	for (uint64_t at = 0; !ret && *good && at < bytes; at += img->cluster_bytes)
-		ret = cluster_take(img, e->table_offset + at, good);
-	if (ret || !*good)
-		return ret ? error_set(err, ret, "cannot read refcounts: %s", error_text(NULL, ret)) : 0;
-	raw = aligned_alloc(4096, align_up(room, 4096));
 	free(s->table); /* of a try that failed */
 	s->table = calloc(e->table_entries, sizeof(*s->table));
-	if (!raw || !s->table) {
-		free(raw);
-		return error_set(err, -ENOMEM, "no memory for a bitmap's table");
-	}
-	ret = storage_pread(img->st, e->table_offset, raw, room);
+	if (raw && s->table)
+		ret = storage_pread(img->st, e->table_offset, raw, room);
 	for (uint32_t n = 0; !ret && n < e->table_entries; n++)
 		s->table[n] = be64_get(raw[n]);
 	free(raw);
-	if (!ret)
-		ret = table_take(img, s, e->table_entries, good);
+	return ret;
+}
+
+/* Reads and judges the table of bitmap @i; its clusters are protected from now on, if it is good. */
+static int table_load(struct qcow2_image *img, uint32_t i, struct taking *t, struct error *err)
+{
+	const struct bitmap_entry *e = &img->bitmaps.dir.v[i];
+	int ret = 0;
+
+	while (!ret && !t->misplaced && t->table_bytes < e->table_entries * sizeof(be64_t)) {
+		bool good;
+
+		ret = cluster_take(img, e->table_offset + t->table_bytes, &good);
+		t->misplaced = !good;
+		t->table_bytes += !ret && good ? img->cluster_bytes : 0;
+	}
+	if (!ret && !t->misplaced)
+		ret = table_read_entries(img, i);
+	if (!ret && !t->misplaced)
+		ret = table_take(img, &img->bitmaps.v[i], e->table_entries, t);
+	if (!ret && (t->misplaced || t->broken))
+		table_untake(img, i, t);
 	return ret ? error_set(err, ret, "cannot read a bitmap's table: %s", error_text(NULL, ret)) : 0;
 }
 
 /*
  * Bitmap @i is to be ours, if it can be; @exact: its table is as long as the disk needs. Why it cannot be is
- * said.
+ * said, but for one that is *@misplaced.
  */
-static int bitmap_take(struct qcow2_image *img, uint32_t i, bool exact, struct error *err)
+static int bitmap_take(struct qcow2_image *img, uint32_t i, bool exact, bool *misplaced, struct error *err)
 {
 	struct bitmaps *b = &img->bitmaps;
 	const struct bitmap_entry *e = &b->dir.v[i];
 	uint64_t bytes = (uint64_t)e->table_entries << img->cluster_bits;
+	struct taking t = {0};
 	const char *why = NULL;
-	bool good = true;
 	int ret = 0;
 
 	if (e->extra && !(e->flags & QCOW2_BITMAP_EXTRA_COMPAT))
@@ -256,21 +300,23 @@ static int bitmap_take(struct qcow2_image *img, uint32_t i, bool exact, struct e
 	else if (bytes > BITMAPS_DATA_MAX_BYTES - b->data_bytes)
 		why = "would make more bitmaps than can be kept up to date";
 	else
-		ret = table_load(img, i, &good, err);
+		ret = table_load(img, i, &t, err);
+	*misplaced = t.misplaced;
 	if (ret)
 		return ret;
 	if (!why)
 		b->data_bytes += bytes; /* broken ones as well, or there would be no end of them */
-	if (!why && !good)
+	if (t.broken)
 		why = "is broken";
-	b->v[i].role = why ? BITMAP_SPOILED : BITMAP_OURS;
-	if (why) {
+	b->v[i].role = why || t.misplaced ? BITMAP_SPOILED : BITMAP_OURS;
+	if (why || t.misplaced) {
 		free(b->v[i].table);
 		b->v[i].table = NULL;
+	}
+	if (why)
 		bitmaps_warn(img, i, "%s: it is not kept up to date, and is marked as inconsistent before "
 				     "the %s",
 			     why, e->flags & QCOW2_BITMAP_AUTO ? "first write" : "disk gets another size");
-	}
 	return 0;
 }
 
@@ -392,36 +438,57 @@ bool bitmaps_wanted(const struct qcow2_image *img)
 static int dir_take(struct qcow2_image *img, struct error *err)
 {
 	const struct qcow2_header *h = &img->hdr;
+	uint64_t taken = 0;
 	bool good = true;
 	int ret = 0;
 
-	for (uint64_t at = 0; !ret && good && at < h->bitmap_directory_bytes; at += h->cluster_bytes)
-		ret = cluster_take(img, h->bitmap_directory_offset + at, &good);
+	while (!ret && good && taken < h->bitmap_directory_bytes) {
+		ret = cluster_take(img, h->bitmap_directory_offset + taken, &good);
+		taken += !ret && good ? h->cluster_bytes : 0;
+	}
 	if (ret)
 		return error_set(err, ret, "cannot read refcounts: %s", error_text(NULL, ret));
+	for (uint64_t at = 0; !good && at < taken; at += h->cluster_bytes)
+		metaset_remove(&img->metaset, (h->bitmap_directory_offset + at) >> h->cluster_bits);
 	return good ? 0
 		    : error_set(err, -EINVAL, "%s: the bitmap directory is broken: something else lies there",
 				img->st->name);
 }
 
-static int roles_take(struct qcow2_image *img, bool resumed, struct error *err)
+/* *@misplaced is set, and said, at the first bitmap that is. */
+static int roles_take(struct qcow2_image *img, bool resumed, bool *misplaced, struct error *err)
 {
 	struct bitmaps *b = &img->bitmaps;
 	int ret = 0;
 
-	for (uint32_t i = 0; !ret && i < b->dir.count; i++) {
+	*misplaced = false;
+	for (uint32_t i = 0; !ret && !*misplaced && i < b->dir.count; i++) {
 		uint32_t flags = b->dir.v[i].flags;
 
 		if (resumed && session_ours(b->session, i))
-			ret = bitmap_take(img, i, false, err);
+			ret = bitmap_take(img, i, false, misplaced, err);
 		else if (flags & QCOW2_BITMAP_IN_USE || !(flags & QCOW2_BITMAP_AUTO))
 			b->v[i].role = BITMAP_ALONE;
 		else if (resumed) /* the process before could not use it */
 			b->v[i].role = BITMAP_SPOILED;
 		else
-			ret = bitmap_take(img, i, true, err);
+			ret = bitmap_take(img, i, true, misplaced, err);
+		if (!ret && *misplaced)
+			bitmaps_warn(img, i, "lies where it cannot; the dirty bitmaps are not kept up to date: "
+					     "the first write marks them as invalid");
 	}
 	return ret;
+}
+
+/*
+ * What such a bitmap refers to may be somebody else's, or come to be: whoever freed it with the bitmap would take it
+ * away. So the first write leaves none that anybody believes.
+ */
+static void give_up(struct bitmaps *b)
+{
+	atomic_store(&b->session->on, 0);
+	bitmaps_destroy(b);
+	b->broken = true;
 }
 
 static void say_lost(const struct qcow2_image *img)
@@ -453,6 +520,7 @@ int bitmaps_open(struct qcow2_image *img, bool resume, struct error *err)
 {
 	struct bitmaps *b = &img->bitmaps;
 	struct error why = {0};
+	bool misplaced;
 	int ret;
 
 	if (!bitmaps_wanted(img))
@@ -461,6 +529,7 @@ int bitmaps_open(struct qcow2_image *img, bool resume, struct error *err)
 	if (!ret)
 		ret = dir_take(img, &why);
 	if (ret == -EINVAL || ret == -EFBIG) {
+		bitmap_dir_free(&b->dir);
 		b->broken = true;
 		log_warn("%s; the dirty bitmaps are not kept up to date: the first write marks them as "
 			 "invalid",
@@ -478,8 +547,10 @@ int bitmaps_open(struct qcow2_image *img, bool resume, struct error *err)
 	resume = resume && !b->own_bytes && session_fits(img, b->session);
 	if (resume && mutant(MUTANT_BITMAP_UNLOGGED))
 		memset((uint8_t *)b->session + BITMAPS_SESSION_BYTES, 0, b->map_bytes);
-	ret = roles_take(img, resume, err);
-	if (ret)
+	ret = roles_take(img, resume, &misplaced, err);
+	if (!ret && misplaced)
+		give_up(b);
+	if (ret || misplaced)
 		return ret;
 	if (resume)
 		session_disown(b);
@@ -632,12 +703,16 @@ int bitmaps_first_write(struct qcow2_image *img)
 int bitmaps_claim(struct qcow2_image *img)
 {
 	struct bitmaps *b = &img->bitmaps;
+	bool misplaced;
 	int ret = 0;
 
 	for (uint32_t i = 0; !ret && i < b->dir.count; i++) {
 		if (b->v[i].role != BITMAP_ALONE || b->dir.v[i].flags & QCOW2_BITMAP_IN_USE)
 			continue;
-		ret = bitmap_take(img, i, true, NULL);
+		ret = bitmap_take(img, i, true, &misplaced, NULL);
+		if (!ret && misplaced)
+			bitmaps_warn(img, i, "lies where it cannot: it is marked as inconsistent before the disk gets "
+					     "another size");
 		if (!ret && b->v[i].role == BITMAP_OURS)
 			session_set_ours(b->session, i);
 	}

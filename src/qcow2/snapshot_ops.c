@@ -137,8 +137,8 @@ static int barrier_hold(struct operation *op, enum held_back what)
 {
 	int ret;
 
-	image_hold(op->img, what);
 	op->held_ns = clock_ns();
+	image_hold(op->img, what);
 	ret = pass(op);
 	return ret ? ret : log_reserve(op);
 }

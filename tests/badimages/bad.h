@@ -31,11 +31,17 @@ enum outcome {
 	READ_ANY,  /* opens; the range reads as anything or EIO, writes may fail; all else is served */
 	ALLOC,	   /* reads right; allocating writes may fail, and never damage what is there */
 	SERVED,	   /* unusual, but valid: everything works */
+	/* The disk is served whatever its dirty bitmaps are like. When it is opened for writing: */
+	BITMAPS_KEPT,	 /* no word, or of another one, and the first bitmap is kept up to date */
+	BITMAP_SPOILED,	 /* a warning that matches, and before the first write it is marked as in use */
+	BITMAPS_BROKEN,	 /* a warning that matches, and before the first write the autoclear bit is cleared */
+	BITMAPS_IGNORED, /* no word: the autoclear bit is clear */
 };
 
 struct bad_case {
 	const char *name;
-	const char *base; /* which good image: v3, v2, snap; full of compressed clusters: zlib, zstd */
+	/* which good image: v3, v2, snap, bits (with dirty bitmaps); full of compressed clusters: zlib, zstd */
+	const char *base;
 	enum outcome outcome;
 	const char *pattern; /* an extended regular expression for the message */
 	void (*spoil)(struct image *img, uint64_t a, uint64_t b);
@@ -46,8 +52,10 @@ struct bad_case {
 /* Most cases need only the first few members; the others are zero. */
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers"
 
-extern const struct bad_case header_cases[], table_cases[], map_cases[], compressed_cases[];
-extern const size_t header_case_count, table_case_count, map_case_count, compressed_case_count;
+extern const struct bad_case header_cases[], table_cases[], map_cases[], compressed_cases[],
+	bitmap_cases[];
+extern const size_t header_case_count, table_case_count, map_case_count, compressed_case_count,
+	bitmap_case_count;
 
 /* ---- image.c: access to the image in memory; out of range access aborts ---- */
 

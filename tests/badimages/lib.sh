@@ -30,7 +30,7 @@ fail() {
 make_good() {
 	local base options
 	seq -f '%06.0f of the good image' 1 100000 >good/data
-	for base in v3 v2 snap; do
+	for base in v3 v2 snap bits; do
 		case $base in
 		v2) options=cluster_size=4096,compat=0.10 ;;
 		*) options=cluster_size=4096 ;;
@@ -46,6 +46,9 @@ make_good() {
 		END
 		[[ $base == snap ]] && qemu-img snapshot -c one good/snap.qcow2
 	done
+	qemu-img bitmap --add -g 64k good/bits.qcow2 first0
+	qemu-img bitmap --add --disable -g 4k good/bits.qcow2 second
+	qemu-io -f qcow2 -c 'write -q -s good/data 0 32k' good/bits.qcow2
 	qemu-img convert -f qcow2 -O raw good/v3.qcow2 good/raw
 	for base in zlib zstd; do
 		qemu-img convert -c -f raw -O qcow2 -o cluster_size=4096,compression_type=$base good/raw good/$base.qcow2
@@ -273,6 +276,112 @@ case_served() {
 		readall
 	END
 	(($(check_errors bad/$name.qcow2) <= errors)) || fail "qemu-img check finds more errors than before"
+}
+
+# Opened for writing, and closed again without a write: $warned is what it warned of.
+open_and_close() {
+	run "$QCOW2_IO" -c "read -P 0 1M 512" bad/$name.qcow2
+	[[ $status == 0 ]] || fail "opening: exit status $status"
+	warned=$(sed -n 's/^ublk-qcow2: warning: //p' err.all)
+	[[ $(wc -l <err.all) == $(grep -c . <<<"$warned") ]] || fail "opening said something else: $(cat err.all)"
+	grep -q '[^[:print:]]' <<<"$warned" && fail "a warning has control characters"
+	unchanged "opening and closing"
+}
+
+# QEMU's word on it: whether it opens the image and finds nothing wrong with the bitmaps.
+qemu_opens() { # IMAGE
+	rm -f theirs.qcow2
+	cp --sparse=always "$1" theirs.qcow2
+	timeout 60 qemu-io -f qcow2 -c "read -q -P 0 1M 512" theirs.qcow2 >theirs 2>&1 && [[ ! -s theirs ]]
+}
+
+# The flags of the first bitmap.
+first_flags() {
+	od -An -tu1 -j$(($(directory_offset) + 15)) -N1 bad/$name.qcow2
+}
+
+# What all have in common: info, reading, opening; then writes.
+bitmaps_drive() {
+	local errors
+	try_info
+	accepted info
+	grep -q $'[^[:print:]\t]' out && fail "info: control characters"
+	drive "reading, read-only" -r <<<readall
+	unchanged "reading"
+	open_and_close
+	drive "writing" <<-END
+		readall
+		write -P 0x77 9k 4k
+		write -P 0x78 5242880 64k
+		discard 28k 4k
+		flush
+		readall
+		reopen
+		write -z 2M 512
+		readall
+	END
+	errors=$(check_errors bad/$name.qcow2)
+	((!errors || errors <= $(check_errors before))) || fail "qemu-img check finds more errors than before"
+}
+
+autoclear_bit() {
+	(($(od -An -tu1 -j95 -N1 bad/$name.qcow2) & 1))
+}
+
+case_bitmaps_kept() {
+	local flags
+	flags=$(first_flags)
+	(((flags & 3) == 2)) || fail "the case is wrong: the first bitmap's flags are $flags"
+	qemu_opens before || qemu_differs "opens it"
+	bitmaps_drive
+	if [[ $pattern ]]; then
+		grep -Eq "$pattern" <<<"$warned" || fail "the warning does not match '$pattern': $warned"
+	elif [[ $warned ]]; then
+		fail "warned: $warned"
+	fi
+	autoclear_bit || fail "the autoclear bit was cleared"
+	(($(first_flags) == flags)) || fail "the first bitmap's flags are $(first_flags), and were $flags"
+	[[ ${differ:-} == *[[:space:]]$name[[:space:]]* ]] || qemu_opens bad/$name.qcow2 || fail "QEMU opens it no more: $(cat theirs)"
+}
+
+case_bitmap_spoiled() {
+	qemu_opens before && qemu_differs "finds something wrong"
+	bitmaps_drive
+	[[ $(grep -c . <<<"$warned") == 1 ]] || fail "$(grep -c . <<<"$warned") warnings, not one"
+	grep -Eq "first0.*($pattern)" <<<"$warned" || fail "the warning does not match '$pattern': $warned"
+	autoclear_bit || fail "the autoclear bit was cleared"
+	(($(first_flags) & 1)) || fail "the first bitmap is not marked as in use"
+}
+
+case_bitmaps_broken() {
+	qemu_opens before && qemu_differs "finds something wrong"
+	bitmaps_drive
+	[[ $(grep -c . <<<"$warned") == 1 ]] || fail "$(grep -c . <<<"$warned") warnings, not one"
+	grep -Eq "($pattern).*; the dirty bitmaps are not kept up to date" <<<"$warned" ||
+		fail "the warning does not match '$pattern': $warned"
+	autoclear_bit && fail "the autoclear bit is still set"
+	# so that QEMU takes none for valid, and serves the image
+	timeout 60 qemu-io -f qcow2 -c "read -P 0x77 9k 4k" bad/$name.qcow2 >theirs 2>&1 || fail "QEMU does not open what is left"
+	grep -q 'read 4096/4096' theirs && ! grep -q 'verification failed' theirs || fail "QEMU reads something else"
+}
+
+case_bitmaps_ignored() {
+	qemu_opens before && qemu_differs "finds something wrong"
+	bitmaps_drive
+	[[ ! $warned ]] || fail "warned: $warned"
+	autoclear_bit && fail "the autoclear bit is set"
+}
+
+# Where the good image has its directory.
+directory_offset() {
+	local at
+	at=$(LC_ALL=C grep -obUaP '\x23\x85\x28\x75' bad/$name.qcow2 | head -n 1 | cut -d: -f1)
+	echo $((16#$(xxd -p -s $((at + 24)) -l 8 bad/$name.qcow2)))
+}
+
+# QEMU judges the image otherwise: that has to be known.
+qemu_differs() { # WHAT WE DO
+	[[ ${differ:-} == *[[:space:]]$name[[:space:]]* ]] || fail "this program $1, QEMU does not agree: $(head -n 2 theirs)"
 }
 
 # Runs all cases with one of these outcomes.

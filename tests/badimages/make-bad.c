@@ -19,7 +19,9 @@
 static const char *const outcome_names[] = {
 	[REFUSE] = "refuse",	 [UNSERVED] = "unserved", [READ_ONLY] = "read-only",
 	[RANGE_EIO] = "range-eio", [READ_EIO] = "read-eio", [READ_ANY] = "read-any",
-	[ALLOC] = "alloc",	 [SERVED] = "served",
+	[ALLOC] = "alloc",	 [SERVED] = "served",	  [BITMAPS_KEPT] = "bitmaps-kept",
+	[BITMAP_SPOILED] = "bitmap-spoiled", [BITMAPS_BROKEN] = "bitmaps-broken",
+	[BITMAPS_IGNORED] = "bitmaps-ignored",
 };
 
 static const struct {
@@ -30,6 +32,7 @@ static const struct {
 	{table_cases, &table_case_count},
 	{map_cases, &map_case_count},
 	{compressed_cases, &compressed_case_count},
+	{bitmap_cases, &bitmap_case_count},
 };
 
 #define FOR_EACH_CASE(c)                                                                           \

@@ -222,21 +222,35 @@ bool loopdev_is_bound(const struct loopdev_use *use)
 	return use->seq && seq ? use->seq == seq : strcmp(path, use->backing_path) == 0;
 }
 
+/*
+ * Tells the kernel the size that a file of FUSE has already. An answer to "what size have you?" is dropped if
+ * a write has ended since it was asked, though who asked is shown it: under I/O the file would go on ending where
+ * it did, for who reads it. The answer to a truncation always counts.
+ */
+static int file_size_tell(const char *path, uint64_t size_bytes, struct error *err)
+{
+	struct stat st = {0};
+	int fd = open(path, O_WRONLY | O_CLOEXEC), ret = 0;
+
+	if (fd < 0)
+		return error_set(err, -errno, "%s: %s", path, strerror(errno));
+	if (ftruncate(fd, (off_t)size_bytes) || fstat(fd, &st))
+		ret = error_set(err, -errno, "%s: %s", path, strerror(errno));
+	else if ((uint64_t)st.st_size != size_bytes)
+		ret = error_set(err, -EIO, "%s: the kernel says that it has %llu bytes", path,
+				(unsigned long long)st.st_size);
+	close(fd);
+	return ret;
+}
+
 int loopdev_resize(int number, const char *backing_path, uint64_t size_bytes, struct error *err)
 {
 	char path[LOOPDEV_PATH_BYTES];
 	uint64_t device_bytes = 0;
-	struct statx st;
-	int fd, ret = 0;
+	int fd, ret = file_size_tell(backing_path, size_bytes, err);
 
-	/* what the kernel remembers of a FUSE file's size is asked for anew */
-	if (statx(AT_FDCWD, backing_path, AT_STATX_FORCE_SYNC, STATX_SIZE, &st))
-		return error_set(err, -errno, "%s: %s", backing_path, strerror(errno));
-	if (st.stx_size != size_bytes)
-		return error_set(err, -EIO, "%s: the kernel says that it has %llu bytes", backing_path,
-				 (unsigned long long)st.stx_size);
-	if (number < 0)
-		return 0;
+	if (ret || number < 0)
+		return ret;
 	loopdev_path(path, number);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)

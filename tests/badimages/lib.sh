@@ -2,8 +2,8 @@
 # shellcheck shell=bash
 # lib.sh: what the tests of malformed images share; sourced by each of them.
 #
-# The good images are made by qemu-img and qemu-io in the layout that bad.h describes; make-bad spoils
-# copies of them. good/ and bad/ are in the test's own folder, one bad image at a time.
+# The good images are those of good.sh; make-bad spoils copies of them. good/ and bad/ are in the test's own
+# folder, one bad image at a time.
 
 set -u
 TOP=${TOP:-$(cd "${0%/*}/../.." && pwd)}
@@ -19,6 +19,7 @@ LIMIT_MIB=96 # more than what a good image takes; the longest L1 table needs 64
 grep -aq __asan_init "$QCOW2_IO" && LIMIT_MIB=256
 cd "${SCRATCH:-$(mktemp -d)}" || exit 1
 mkdir -p good bad
+. "$TOP/tests/badimages/good.sh"
 failed=0 cases=0
 
 fail() {
@@ -28,31 +29,7 @@ fail() {
 }
 
 make_good() {
-	local base options
-	seq -f '%06.0f of the good image' 1 100000 >good/data
-	for base in v3 v2 snap bits; do
-		case $base in
-		v2) options=cluster_size=4096,compat=0.10 ;;
-		*) options=cluster_size=4096 ;;
-		esac
-		qemu-img create -q -f qcow2 -o $options good/$base.qcow2 $((8388608 + 1536))
-		qemu-io -t unsafe -f qcow2 good/$base.qcow2 >/dev/null <<-END
-			write -q -s good/data 0 32k
-			write -q -s good/data 2M 64k
-			write -q -s good/data 3M 4k
-			write -q -s good/data 4M 20k
-			write -q -s good/data 8M 1536
-			write -q -z 4198400 8k
-		END
-		[[ $base == snap ]] && qemu-img snapshot -c one good/snap.qcow2
-	done
-	qemu-img bitmap --add -g 64k good/bits.qcow2 first0
-	qemu-img bitmap --add --disable -g 4k good/bits.qcow2 second
-	qemu-io -f qcow2 -c 'write -q -s good/data 0 32k' good/bits.qcow2
-	qemu-img convert -f qcow2 -O raw good/v3.qcow2 good/raw
-	for base in zlib zstd; do
-		qemu-img convert -c -f raw -O qcow2 -o cluster_size=4096,compression_type=$base good/raw good/$base.qcow2
-	done
+	good_images
 	"$MAKE_BAD" layout good/v3.qcow2 && "$MAKE_BAD" layout good/v2.qcow2 || exit 1
 	local mib
 	"$BOUNDED" -p peak 60 0 "$QCOW2_IO" -r -c readall good/v3.qcow2 || exit 1

@@ -6,32 +6,8 @@
 #ifndef TESTS_UNIT_ENGINE_H
 #define TESTS_UNIT_ENGINE_H
 
-#include <errno.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-#include <time.h>
+#include "engine_loop.h"
 
-#include <cmocka.h>
-
-#include "base/blk.h"
-#include "base/math.h"
-#include "memory.h"
-#include "qcow2.h"
-#include "qcow2/alloc.h"
-#include "qcow2/check.h"
-#include "qcow2/image.h"
-#include "ring/co.h"
-
-#define LOG_BYTES (128 * KiB)
-
-static struct memory disk;
-static struct error error;
-static struct loop *loop;
-static struct qcow2_image *img;
-static struct qcow2_queue *queue;
 static _Alignas(4096) uint8_t buffer[64 * KiB];
 
 /* ---- a disk whose syncs wait, for as long as it is asked to ---- */
@@ -103,23 +79,6 @@ static inline void become_device(uint64_t size_bytes)
 	disk.st.fixed_size = true;
 }
 
-static inline void start(const struct qcow2_options *opts)
-{
-	struct loop_params params = {
-		.name = "test", .sq_entries = 8, .coroutines = 16, .ringless = true};
-
-	assert_int_equal(loop_create(&loop, &params, &error), 0);
-	assert_int_equal(qcow2_open(&img, &disk.st, opts, &error), 0);
-	assert_int_equal(qcow2_set_metadata_loop(img, loop, &error), 0);
-	assert_int_equal(qcow2_queue_create(&queue, img, loop, &error), 0);
-}
-
-static inline void turn(void)
-{
-	while (loop_turn(loop))
-		;
-}
-
 struct call {
 	struct loop_msg msg;
 	struct co_task task;
@@ -162,11 +121,6 @@ static inline int request(enum blk_op op, unsigned flags, uint64_t offset, uint6
 	send_request(&c, op, flags, offset, len);
 	assert_true(c.ret <= 0);
 	return c.ret;
-}
-
-static inline void detach(struct co_task *task)
-{
-	qcow2_detach_loop(img);
 }
 
 static inline int stop(void)

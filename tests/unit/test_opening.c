@@ -7,14 +7,20 @@
  */
 #include "engine.h"
 
+/* @log: LOG_BYTES of it, page aligned. */
+static struct qcow2_options with_log(void *log)
+{
+	return (struct qcow2_options){.no_lock = true,
+				      .log_base = log,
+				      .log_bytes = LOG_BYTES,
+				      .log_identity = "test",
+				      .log_identity_bytes = 4};
+}
+
 static void test_replay_frees_once(void **state)
 {
 	static _Alignas(4096) uint8_t log[LOG_BYTES], log_then[LOG_BYTES];
-	struct qcow2_options opts = {.no_lock = true,
-				     .log_base = log,
-				     .log_bytes = LOG_BYTES,
-				     .log_identity = "test",
-				     .log_identity_bytes = 4};
+	struct qcow2_options opts = with_log(log);
 	static struct memory then;
 
 	create(4096, 16, MiB);
@@ -138,14 +144,10 @@ static uint64_t mapped_at(uint64_t gcluster)
 static void test_what_others_did_is_seen(void **state)
 {
 	static _Alignas(4096) uint8_t log[LOG_BYTES], left[LOG_BYTES];
-	struct qcow2_options plain = {.no_lock = true}, opts = plain;
+	struct qcow2_options plain = {.no_lock = true}, opts = with_log(log);
 	static struct memory then;
 	uint64_t hoff, directory;
 
-	opts.log_base = log;
-	opts.log_bytes = LOG_BYTES;
-	opts.log_identity = "test";
-	opts.log_identity_bytes = 4;
 	create(4096, 16, MiB);
 	start(&opts);
 	assert_int_equal(request(BLK_WRITE, 0, 0, 4096), 0);
@@ -213,13 +215,9 @@ static void test_what_others_did_is_seen(void **state)
 static void test_what_others_did_to_compressed_is_seen(void **state)
 {
 	static _Alignas(4096) uint8_t log[LOG_BYTES], left[LOG_BYTES];
-	struct qcow2_options plain = {.no_lock = true}, opts = plain;
+	struct qcow2_options plain = {.no_lock = true}, opts = with_log(log);
 	static struct memory then;
 
-	opts.log_base = log;
-	opts.log_bytes = LOG_BYTES;
-	opts.log_identity = "test";
-	opts.log_identity_bytes = 4;
 	opts.compress = true;
 	create(4096, 16, MiB);
 	start(&opts);

@@ -7,32 +7,12 @@
  * before its end, or says that there is no space for it: then nothing has been given up. Nor is it by a recovery
  * that finds no space, which leaves the log.
  */
-#include <errno.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-
-#include <cmocka.h>
-
-#include "base/blk.h"
-#include "base/math.h"
-#include "memory.h"
-#include "qcow2.h"
-#include "qcow2/check.h"
-#include "qcow2/image.h"
 #include "qcow2/map.h"
-#include "ring/co.h"
 #include "storage/names.h"
 
-#define LOG_BYTES (128 * KiB)
+#include "engine_loop.h" /* last: it names things of its own */
 
-static struct memory disk, data; /* the image, and a data file of some */
-static struct error error;
-static struct loop *loop;
-static struct qcow2_image *img;
-static struct qcow2_queue *queue;
+static struct memory data; /* the data file of some */
 static _Alignas(4096) uint8_t recovery_log[LOG_BYTES];
 
 /* ---- a disk that holds some I/O back, or is full ---- */
@@ -88,23 +68,6 @@ static void create(const struct qcow2_create_options *o)
 	disk.st.ops = data.st.ops = &order_ops;
 	hold_from = hold_to = full_from = full_to = nr_held = 0;
 	assert_int_equal(qcow2_create(&disk.st, o, &error), 0);
-}
-
-static void start(const struct qcow2_options *opts)
-{
-	struct loop_params params = {
-		.name = "test", .sq_entries = 8, .coroutines = 16, .ringless = true};
-
-	assert_int_equal(loop_create(&loop, &params, &error), 0);
-	assert_int_equal(qcow2_open(&img, &disk.st, opts, &error), 0);
-	assert_int_equal(qcow2_set_metadata_loop(img, loop, &error), 0);
-	assert_int_equal(qcow2_queue_create(&queue, img, loop, &error), 0);
-}
-
-static void turn(void)
-{
-	while (loop_turn(loop))
-		;
 }
 
 static void release_one(struct loop_msg *msg)
@@ -180,11 +143,6 @@ static uint8_t sector(uint64_t offset)
 	for (unsigned i = 1; i < 512; i++)
 		assert_int_equal(now.buffer[i], now.buffer[0]);
 	return now.buffer[0];
-}
-
-static void detach(struct co_task *task)
-{
-	qcow2_detach_loop(img);
 }
 
 static int in_coroutine(void (*fn)(struct co_task *))

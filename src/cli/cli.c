@@ -178,7 +178,7 @@ int cli_backing_dir(const struct cli_command *cmd, struct cli_names *names, cons
 int cli_names_image(struct cli_names *names, const char *image, const char *real)
 {
 	const char *slash = strrchr(image, '/'), *name = slash ? slash + 1 : image;
-	char *folder = slash ? strndup(image, (size_t)(name - image)) : strdup(".");
+	char *folder = names_folder(image);
 	char *in = folder ? realpath(folder, NULL) : NULL, *as = NULL;
 
 	free(folder);

@@ -69,7 +69,6 @@ static const uint64_t starting[] = {
 /* What helpers begin with and keep: commands to the driver, mounts and loop devices, and who has the device open. */
 #define HELPING (CAPS_BIT(CAP_SYS_ADMIN) | CAPS_BIT(CAP_DAC_READ_SEARCH) | CAPS_BIT(CAP_SYS_PTRACE))
 
-
 static const uint64_t serving[] = {
 	[CONFINE_TOOL] = 0,
 	[CONFINE_WORKER] = 0,

@@ -172,8 +172,7 @@ static void pin(struct namespace *ns, const char *path)
 
 static void pin_folder(struct namespace *ns, const char *path)
 {
-	const char *slash = strrchr(path, '/');
-	char *folder = slash ? strndup(path, (size_t)(slash - path) + 1) : NULL;
+	char *folder = names_folder(path);
 
 	if (folder)
 		pin(ns, folder);

@@ -518,7 +518,7 @@ static int fuse_busy(const struct frontend *f)
 	return host_loop_busy(host);
 }
 
-/* The file has the new size as soon as the target has; the kernel asks for it again when it is told. */
+/* The file has the new size as soon as the target has; the kernel then has to be told (loopdev.c). */
 static int fuse_resize(struct frontend *f, uint64_t size_bytes, struct error *err)
 {
 	uint64_t old_bytes = target_size(&f->target->limits);

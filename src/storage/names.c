@@ -54,8 +54,7 @@ __attribute__((format(printf, 3, 4))) static int fail(const struct opening *o, i
 
 /* ---- where the name leads ---- */
 
-/* The folder part of @path, with its slash; "./" for a bare name. */
-static char *folder_of(const char *path)
+char *names_folder(const char *path)
 {
 	const char *slash = strrchr(path, '/');
 
@@ -72,7 +71,7 @@ static int name_resolve(struct opening *o, const char *name)
 {
 	const char *as = given_as(o) ? given_as(o) : o->opts->reached_as;
 	const char *image = as ? as : o->image_path;
-	char *folder = name[0] == '/' ? strdup("") : folder_of(image);
+	char *folder = name[0] == '/' ? strdup("") : names_folder(image);
 	int ret = 0;
 
 	if (!folder || asprintf(&o->reached, "%s%s", folder, name) < 0) {
@@ -129,7 +128,7 @@ static int folder_open(struct opening *o, const char **rest)
 	if (fd >= 0)
 		return fd;
 	for (unsigned i = 0; i < ARRAY_LEN(own) && fd < 0; i++) {
-		char *folder = own[i] ? folder_of(own[i]) : NULL;
+		char *folder = own[i] ? names_folder(own[i]) : NULL;
 
 		if (own[i] && !folder)
 			return error_set(o->err, -ENOMEM, "out of memory");

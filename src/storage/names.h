@@ -68,6 +68,9 @@ int names_open(struct storage **out, char **path_out, const char *image_path, co
 	       const struct names_policy *policy, const struct names_options *opts,
 	       struct error *err) must_check;
 
+/* The folder part of @path, with its slash, "./" for a bare name; the caller's to free. NULL without memory. */
+char *names_folder(const char *path);
+
 /* Whether QEMU takes @name for "protocol:rest" and not for a path. */
 bool names_has_protocol(const char *name);
 

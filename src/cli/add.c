@@ -115,63 +115,37 @@ static int target_set(const struct cli_command *cmd, struct add *add, const char
 				  : cli_usage(cmd, "--target is qcow2, loop or null, not '%s'", name);
 }
 
-static int detect_zeroes_set(const struct cli_command *cmd, struct add *add, const char *value)
-{
-	static const char *const values[] = {
-		[QCOW2_DETECT_ZEROES_OFF] = "off",
-		[QCOW2_DETECT_ZEROES_ON] = "on",
-		[QCOW2_DETECT_ZEROES_UNMAP] = "unmap",
-	};
+/* Words that options take; where an enum stands behind them, in its order. */
+static const char *const cache_words[] = {"direct", "buffered", NULL};
+static const char *const discard_words[] = {"unmap", "ignore", NULL};
+static const char *const enospc_words[] = {"report", "stop", NULL};
+static const char *const format_words[] = {"raw", "qcow2", NULL};
+static const char *const detect_zeroes_words[] = {
+	[QCOW2_DETECT_ZEROES_OFF] = "off",
+	[QCOW2_DETECT_ZEROES_ON] = "on",
+	[QCOW2_DETECT_ZEROES_UNMAP] = "unmap",
+	NULL,
+};
+static const char *const recovery_words[] = {"reissue", "fail", "off", NULL};
+static const enum frontend_recovery recovery_values[] = {
+	FRONTEND_RECOVERY_REISSUE,
+	FRONTEND_RECOVERY_FAIL,
+	FRONTEND_RECOVERY_OFF,
+};
+static const char *const data_path_words[] = {
+	[FRONTEND_DATA_AUTO] = "auto",
+	[FRONTEND_DATA_COPY] = "copy",
+	[FRONTEND_DATA_USER_COPY] = "user-copy",
+	[FRONTEND_DATA_ZERO_COPY] = "zero-copy",
+	NULL,
+};
 
-	for (unsigned i = 0; i < ARRAY_LEN(values); i++) {
-		if (strcmp(value, values[i]) == 0) {
-			add->config.target_options.detect_zeroes = (enum qcow2_detect_zeroes)i;
-			return CLI_OK;
-		}
-	}
-	return cli_usage(cmd, "--detect-zeroes is off, on or unmap, not '%s'", value);
-}
-
-static int recovery_set(const struct cli_command *cmd, struct add *add, const char *policy)
-{
-	if (strcmp(policy, "reissue") == 0)
-		add->config.recovery = FRONTEND_RECOVERY_REISSUE;
-	else if (strcmp(policy, "fail") == 0)
-		add->config.recovery = FRONTEND_RECOVERY_FAIL;
-	else if (strcmp(policy, "off") == 0)
-		add->config.recovery = FRONTEND_RECOVERY_OFF;
-	else
-		return cli_usage(cmd, "--recovery is reissue, fail or off, not '%s'", policy);
-	return CLI_OK;
-}
-
-static int data_path_set(const struct cli_command *cmd, struct add *add, const char *name)
-{
-	static const char *const names[] = {
-		[FRONTEND_DATA_AUTO] = "auto",
-		[FRONTEND_DATA_COPY] = "copy",
-		[FRONTEND_DATA_USER_COPY] = "user-copy",
-		[FRONTEND_DATA_ZERO_COPY] = "zero-copy",
-	};
-
-	for (size_t i = 0; i < ARRAY_LEN(names); i++) {
-		if (strcmp(name, names[i]) == 0) {
-			add->config.data_path = (enum frontend_data_path)i;
-			return CLI_OK;
-		}
-	}
-	return cli_usage(cmd, "--data-path is auto, copy, user-copy or zero-copy, not '%s'", name);
-}
-
-static int option_set(const struct cli_command *cmd, struct add *add, int option, const char *value)
+/* What the target is told. */
+static int target_option_set(const struct cli_command *cmd, struct add *add, int option, const char *value)
 {
 	struct target_options *o = &add->config.target_options;
 
 	switch (option) {
-	case OPT_FRONTEND:
-		return frontend_set(cmd, add, value);
-	case OPT_TARGET:
-		return target_set(cmd, add, value);
 	case 'r':
 		o->read_only = true;
 		break;
@@ -181,63 +155,27 @@ static int option_set(const struct cli_command *cmd, struct add *add, int option
 	case OPT_DEPTH:
 		o->depth = cli_number_arg(cmd, "--depth", value, 1, DEPTH_MAX);
 		break;
-	case OPT_ID:
-		add->config.id = (int)cli_number_arg(cmd, "--id", value, 0, ID_MAX);
-		break;
 	case OPT_CACHE:
-		if (strcmp(value, "direct") != 0 && strcmp(value, "buffered") != 0)
-			return cli_usage(cmd, "--cache is direct or buffered, not '%s'", value);
-		o->direct = strcmp(value, "direct") == 0;
+		o->direct = cli_word_arg(cmd, "--cache", value, cache_words) == 0;
 		break;
 	case OPT_CACHE_SIZE:
 		o->cache_size_bytes = cli_size_arg(cmd, "--cache-size", value);
 		if (!o->cache_size_bytes)
 			return cli_usage(cmd, "--cache-size is more than 0");
 		break;
-	case OPT_NO_PART_SCAN:
-		add->config.no_part_scan = true;
-		break;
-	case OPT_NO_LOOP:
-		add->config.no_loop = true;
-		break;
-	case OPT_FOREGROUND:
-		add->foreground = true;
-		break;
-	case OPT_UNPRIVILEGED:
-		add->config.unprivileged = true;
-		break;
-	case OPT_RECOVERY:
-		add->have_recovery = true;
-		return recovery_set(cmd, add, value);
-	case OPT_DATA_PATH:
-		return data_path_set(cmd, add, value);
 	case OPT_WRITEBACK_DELAY:
 		o->writeback_delay_ms =
 			cli_number_arg(cmd, "--writeback-delay", value, 1, WRITEBACK_DELAY_MS_MAX);
-		break;
-	case OPT_MLOCK:
-	case OPT_NO_MLOCK:
-		add->config.mlock = option == OPT_MLOCK ? HARDEN_MLOCK_ON : HARDEN_MLOCK_OFF;
 		break;
 	case OPT_COMPRESS:
 		o->compress = true;
 		break;
 	case OPT_DISCARD:
-		if (strcmp(value, "unmap") != 0 && strcmp(value, "ignore") != 0)
-			return cli_usage(cmd, "--discard is unmap or ignore, not '%s'", value);
-		o->discard_ignore = strcmp(value, "ignore") == 0;
+		o->discard_ignore = cli_word_arg(cmd, "--discard", value, discard_words) == 1;
 		break;
 	case OPT_DETECT_ZEROES:
-		return detect_zeroes_set(cmd, add, value);
-	case OPT_BACKING_DIR:
-		return cli_backing_dir(cmd, &add->names, value);
-	case OPT_BACKING_ANY:
-		add->names.policy.any = true;
-		break;
-	case OPT_BACKING_FORMAT:
-		if (strcmp(value, "raw") != 0 && strcmp(value, "qcow2") != 0)
-			return cli_usage(cmd, "--backing-format is raw or qcow2, not '%s'", value);
-		add->names.policy.backing_format = value;
+		o->detect_zeroes = (enum qcow2_detect_zeroes)cli_word_arg(cmd, "--detect-zeroes", value,
+									  detect_zeroes_words);
 		break;
 	case OPT_SNAPSHOT:
 		if (!value[0] || strlen(value) > QCOW2_SNAPSHOT_NAME_MAX)
@@ -246,15 +184,64 @@ static int option_set(const struct cli_command *cmd, struct add *add, int option
 		o->snapshot = value;
 		o->read_only = true;
 		break;
-	case OPT_ON_ENOSPC:
-		if (strcmp(value, "report") != 0 && strcmp(value, "stop") != 0)
-			return cli_usage(cmd, "--on-enospc is report or stop, not '%s'", value);
-		add->config.hold_enospc = strcmp(value, "stop") == 0;
-		break;
 	case OPT_SIZE:
 		o->size_bytes = cli_size_arg(cmd, "--size", value);
 		add->have_size = true;
 		break;
+	}
+	return CLI_OK;
+}
+
+static int option_set(const struct cli_command *cmd, struct add *add, int option, const char *value)
+{
+	struct daemon_config *c = &add->config;
+
+	switch (option) {
+	case OPT_FRONTEND:
+		return frontend_set(cmd, add, value);
+	case OPT_TARGET:
+		return target_set(cmd, add, value);
+	case OPT_ID:
+		c->id = (int)cli_number_arg(cmd, "--id", value, 0, ID_MAX);
+		break;
+	case OPT_NO_PART_SCAN:
+		c->no_part_scan = true;
+		break;
+	case OPT_NO_LOOP:
+		c->no_loop = true;
+		break;
+	case OPT_FOREGROUND:
+		add->foreground = true;
+		break;
+	case OPT_UNPRIVILEGED:
+		c->unprivileged = true;
+		break;
+	case OPT_RECOVERY:
+		add->have_recovery = true;
+		c->recovery = recovery_values[cli_word_arg(cmd, "--recovery", value, recovery_words)];
+		break;
+	case OPT_DATA_PATH:
+		c->data_path = (enum frontend_data_path)cli_word_arg(cmd, "--data-path", value,
+								     data_path_words);
+		break;
+	case OPT_MLOCK:
+	case OPT_NO_MLOCK:
+		c->mlock = option == OPT_MLOCK ? HARDEN_MLOCK_ON : HARDEN_MLOCK_OFF;
+		break;
+	case OPT_BACKING_DIR:
+		return cli_backing_dir(cmd, &add->names, value);
+	case OPT_BACKING_ANY:
+		add->names.policy.any = true;
+		break;
+	case OPT_BACKING_FORMAT:
+		add->names.policy.backing_format =
+			format_words[cli_word_arg(cmd, "--backing-format", value, format_words)];
+		break;
+	case OPT_ON_ENOSPC:
+		c->hold_enospc = cli_word_arg(cmd, "--on-enospc", value, enospc_words) == 1;
+		break;
+	default:
+		return target_option_set(cmd, add, option, value);
 	}
 	return CLI_OK;
 }

@@ -75,27 +75,8 @@ struct run {
 
 /* ---- options ---- */
 
-static int word_set(const struct cli_command *cmd, struct run *run, int option, const char *value)
-{
-	switch (option) {
-	case OPT_PATTERN:
-		run->job.random = strcmp(value, "random") == 0;
-		if (!run->job.random && strcmp(value, "seq") != 0)
-			return cli_usage(cmd, "--pattern is seq or random, not '%s'", value);
-		break;
-	case OPT_CACHE:
-		run->job.open.direct = strcmp(value, "direct") == 0;
-		if (!run->job.open.direct && strcmp(value, "buffered") != 0)
-			return cli_usage(cmd, "--cache is direct or buffered, not '%s'", value);
-		break;
-	case OPT_TARGET:
-		run->job.target = target_find(value);
-		if (!run->job.target)
-			return cli_usage(cmd, "--target is qcow2, loop or null, not '%s'", value);
-		break;
-	}
-	return CLI_OK;
-}
+static const char *const pattern_words[] = {"seq", "random", NULL};
+static const char *const cache_words[] = {"direct", "buffered", NULL};
 
 static void number_set(const struct cli_command *cmd, struct run *run, int option, const char *value)
 {
@@ -159,9 +140,16 @@ static int option_set(const struct cli_command *cmd, struct run *run, int option
 		run->json = true;
 		break;
 	case OPT_PATTERN:
+		job->random = cli_word_arg(cmd, "--pattern", value, pattern_words) == 1;
+		break;
 	case OPT_CACHE:
+		job->open.direct = cli_word_arg(cmd, "--cache", value, cache_words) == 0;
+		break;
 	case OPT_TARGET:
-		return word_set(cmd, run, option, value);
+		job->target = target_find(value);
+		if (!job->target)
+			return cli_usage(cmd, "--target is qcow2, loop or null, not '%s'", value);
+		break;
 	default:
 		number_set(cmd, run, option, value);
 	}

@@ -4,6 +4,7 @@
  */
 #include "cli/cli.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -131,6 +132,23 @@ unsigned cli_number_arg(const struct cli_command *cmd, const char *option, const
 	if (errno || value < min || value > max)
 		exit(cli_usage(cmd, "%s: %s is not between %u and %u", option, text, min, max));
 	return (unsigned)value;
+}
+
+unsigned cli_word_arg(const struct cli_command *cmd, const char *option, const char *text,
+		      const char *const words[])
+{
+	char all[128];
+	size_t len = 0;
+
+	for (unsigned i = 0; words[i]; i++) {
+		const char *between = i == 0 ? "" : words[i + 1] ? ", " : " or ";
+
+		if (strcmp(text, words[i]) == 0)
+			return i;
+		len += (size_t)snprintf(all + len, sizeof(all) - len, "%s%s", between, words[i]);
+		assert(len < sizeof(all));
+	}
+	exit(cli_usage(cmd, "%s is %s, not '%s'", option, all, text));
 }
 
 json_t *cli_name_json(const char *name)

@@ -60,6 +60,9 @@ int cli_fail(const char *subject, const struct error *err, int ret);
 uint64_t cli_size_arg(const struct cli_command *cmd, const char *option, const char *text);
 unsigned cli_number_arg(const struct cli_command *cmd, const char *option, const char *text,
 			unsigned min, unsigned max);
+/* Which of @words, two or more and a NULL behind them, @text is. */
+unsigned cli_word_arg(const struct cli_command *cmd, const char *option, const char *text,
+		      const char *const words[]);
 
 /* --backing-dir and --backing-any. The folders' names are the structure's. */
 struct cli_names {

@@ -18,38 +18,9 @@
 #include <cmocka.h>
 
 #include "base/math.h"
+#include "loops.h"
 #include "ring/co.h"
 #include "ring/workers.h"
-
-static struct loop *make_loop(bool ringless, unsigned coroutines)
-{
-	struct loop_params p = {
-		.name = "test",
-		.sq_entries = 16,
-		.coroutines = coroutines,
-		.ringless = ringless,
-	};
-	struct error err = {0};
-	struct loop *loop;
-	int ret = loop_create(&loop, &p, &err);
-
-	if (ret)
-		fail_msg("%s", error_text(&err, ret));
-	return loop;
-}
-
-static void *run_thread(void *arg)
-{
-	return (void *)(intptr_t)loop_run(arg);
-}
-
-static void join(pthread_t thread)
-{
-	void *ret;
-
-	pthread_join(thread, &ret);
-	assert_null(ret);
-}
 
 /* ---- thousands of tasks on a few stacks ---- */
 
@@ -127,7 +98,7 @@ static void crowd_check(const struct crowd *c)
 
 static void test_crowd(void **state)
 {
-	struct crowd c = {.loop = make_loop(false, 7)};
+	struct crowd c = {.loop = make_loop(false, 16, 7)};
 
 	co_mutex_init(&c.mutex);
 	crowd_spawn(&c);
@@ -138,7 +109,7 @@ static void test_crowd(void **state)
 
 static void test_crowd_ringless(void **state)
 {
-	struct crowd c = {.loop = make_loop(true, 7)};
+	struct crowd c = {.loop = make_loop(true, 16, 7)};
 
 	co_mutex_init(&c.mutex);
 	crowd_spawn(&c);
@@ -198,7 +169,7 @@ static void trace_once(struct trace *t)
 {
 	struct trace_task tasks[4];
 
-	*t = (struct trace){.loop = make_loop(true, 3)};
+	*t = (struct trace){.loop = make_loop(true, 16, 3)};
 	co_mutex_init(&t->mutex);
 	co_waitq_init(&t->waitq);
 	for (int i = 0; i < 4; i++) {
@@ -276,7 +247,7 @@ static void fair_run(struct co_task *task)
 
 static void test_mutex_fair(void **state)
 {
-	struct fair f = {.loop = make_loop(false, 4)};
+	struct fair f = {.loop = make_loop(false, 16, 4)};
 	struct fair_task t[4];
 
 	co_mutex_init(&f.mutex);
@@ -332,7 +303,7 @@ static void parts_run(struct co_task *task)
 static void test_latch(void **state)
 {
 	struct parts p = {.main.fn = parts_run, .ret = 1, .empty_ret = 1};
-	struct loop *loop = make_loop(true, 4);
+	struct loop *loop = make_loop(true, 16, 4);
 
 	for (int i = 0; i < 3; i++)
 		p.part[i] = (struct part){{.fn = part_run}, &p, i == 1 ? -5 : i == 2 ? -28 : 0, 0};
@@ -420,7 +391,7 @@ static void caller_run(struct co_task *task)
 
 static void test_calls(void **state)
 {
-	struct calls calls = {.a = make_loop(false, 64), .b = make_loop(false, 64)};
+	struct calls calls = {.a = make_loop(false, 16, 64), .b = make_loop(false, 16, 64)};
 	struct argument plain = {NULL, 5, NULL};
 	struct error err = {0};
 	pthread_t threads[2];
@@ -488,7 +459,7 @@ static void spawn_message(struct loop_msg *msg)
 static void test_spawn_order(void **state)
 {
 	struct spawns s = {{NULL, spawn_message}, {.fn = spawn_first}, {.fn = spawn_second}, ""};
-	struct loop *loop = make_loop(true, 2);
+	struct loop *loop = make_loop(true, 16, 2);
 
 	assert_null(co_self());
 	loop_post(loop, &s.msg);

@@ -18,6 +18,7 @@
 #include <cmocka.h>
 
 #include "base/math.h"
+#include "loops.h"
 #include "ring/co.h"
 #include "ring/impl.h"
 #include "ring/loop.h"
@@ -28,36 +29,6 @@ static uint64_t now_ns(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
-}
-
-static struct loop *make_loop(bool ringless, unsigned sq_entries, unsigned coroutines)
-{
-	struct loop_params p = {
-		.name = "test",
-		.sq_entries = sq_entries,
-		.coroutines = coroutines,
-		.ringless = ringless,
-	};
-	struct error err = {0};
-	struct loop *loop;
-	int ret = loop_create(&loop, &p, &err);
-
-	if (ret)
-		fail_msg("%s", error_text(&err, ret));
-	return loop;
-}
-
-static void *run_thread(void *arg)
-{
-	return (void *)(intptr_t)loop_run(arg);
-}
-
-static void join(pthread_t thread)
-{
-	void *ret;
-
-	pthread_join(thread, &ret);
-	assert_null(ret);
 }
 
 /* ---- messages ---- */

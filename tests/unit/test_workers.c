@@ -20,6 +20,7 @@
 #include <cmocka.h>
 
 #include "base/math.h"
+#include "loops.h"
 #include "ring/co.h"
 #include "ring/workers.h"
 
@@ -27,19 +28,6 @@
 #define PR_SET_IO_FLUSHER 57
 #define PR_GET_IO_FLUSHER 58
 #endif
-
-static struct loop *make_loop(bool ringless)
-{
-	struct loop_params p = {
-		.name = "test", .sq_entries = 16, .coroutines = 16, .ringless = ringless};
-	struct error err = {0};
-	struct loop *loop;
-	int ret = loop_create(&loop, &p, &err);
-
-	if (ret)
-		fail_msg("%s", error_text(&err, ret));
-	return loop;
-}
 
 static struct work_pool *make_pool(unsigned threads)
 {
@@ -125,7 +113,7 @@ static void test_bound(void **state)
 
 	c.pool = make_pool(CROWD_THREADS);
 	assert_int_equal(work_pool_threads(c.pool), CROWD_THREADS);
-	c.loop = make_loop(false);
+	c.loop = make_loop(false, 16, 16);
 	for (int i = 0; i < CROWD; i++) {
 		c.tasks[i].task.fn = crowd_task;
 		c.tasks[i].crowd = &c;
@@ -183,7 +171,7 @@ static void plain_task(struct co_task *task)
 static void test_plain(void **state)
 {
 	struct plain p = {.task.fn = plain_task, .work = {.fn = plain_work, .done = plain_done}};
-	struct loop *loop = make_loop(true);
+	struct loop *loop = make_loop(true, 16, 16);
 
 	p.pool = make_pool(0);
 	assert_in_range(work_pool_threads(p.pool), 1, WORK_THREADS_DEFAULT);
@@ -271,7 +259,7 @@ static void test_callbacks(void **state)
 
 	for (int i = 0; i < 2; i++) {
 		sides[i].pool = pool;
-		sides[i].loop = make_loop(false);
+		sides[i].loop = make_loop(false, 16, 16);
 		loop_spawn(sides[i].loop, &sides[i].task);
 		assert_int_equal(pthread_create(&threads[i], NULL, run_side, &sides[i]), 0);
 	}
@@ -324,7 +312,7 @@ static void test_thread(void **state)
 
 	pthread_sigmask(SIG_SETMASK, NULL, &before);
 	l.pool = make_pool(1);
-	l.loop = make_loop(false);
+	l.loop = make_loop(false, 16, 16);
 	loop_spawn(l.loop, &l.task);
 	assert_int_equal(loop_run(l.loop), 0);
 	assert_true(l.signals_blocked);

@@ -13,7 +13,7 @@ build=(gcc libc6-dev pkg-config liburing-dev libfuse3-dev libjansson-dev
 	libdeflate-dev zlib1g-dev libzstd-dev libgcrypt20-dev libseccomp-dev)
 demo=(qemu-utils e2fsprogs fuse3 mount util-linux diffutils findutils)
 test=(qemu-utils e2fsprogs fuse3 mount util-linux diffutils findutils
-	libcmocka-dev fio xfsprogs kmod procps iproute2 jq valgrind attr udev git)
+	libcmocka-dev fio xfsprogs btrfs-progs kmod procps iproute2 jq valgrind attr udev git)
 bench=(qemu-utils qemu-system-common fio fuse3 mount util-linux python3 valgrind strace)
 # beside those of the tests; tests/workloads/README.md
 workloads=(linux-source xz-utils flex bison bc postgresql)

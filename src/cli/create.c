@@ -26,6 +26,7 @@
 #include "base/secret.h"
 #include "base/size.h"
 #include "cli/cli.h"
+#include "cli/hints.h"
 #include "cli/image.h"
 #include "cli/key.h"
 #include "qcow2.h"
@@ -46,10 +47,12 @@ struct create {
 	char *path; /* FILE with symbolic links followed */
 	bool quiet, force;
 	bool have_size, have_encrypt;
+	bool old_encryption; /* what qemu-img has had before encrypt.format */
 	/* As given, for the output; NULL: not given. */
 	const char *compat, *preallocation;
 	bool unsafe; /* the backing file is not looked at */
 	bool data_file_made;
+	struct file_hints hints; /* for the image, and for its data file */
 	struct qcow2_create_options options;
 	struct secret *key; /* the passphrase */
 };
@@ -73,16 +76,12 @@ static const char key_help[] =
 	"  encrypt.hash-alg=<str> - sha1, sha224, sha256, sha384, sha512, md5 or ripemd160 (sha256)\n"
 	"  encrypt.iter-time=<num> - milliseconds that a passphrase takes to be tried (2000)\n"
 	"  extended_l2=<bool>     - 32 subclusters in each cluster: on or off (off)\n"
+	"  extent_size_hint=<size> - XFS: allocate the file in pieces of this size; 0: do not (1M)\n"
 	"  lazy_refcounts=<bool>  - postpone refcount updates: on or off (off)\n"
+	"  nocow=<bool>           - btrfs: write the file in place, without copies: on or off (off)\n"
 	"  preallocation=<str>    - off, metadata, falloc or full (off)\n"
 	"  refcount_bits=<num>    - width of a reference count, a power of two from 1 to 64 (16)\n"
 	"  size=<size>            - virtual disk size\n";
-
-/* qemu-img's other keys: known, and refused by name. One that ends in a point stands for a family. */
-static const char *const unsupported_keys[] = {
-	"encryption",
-	"nocow",
-};
 
 static const char *const preallocation_names[] = {
 	[QCOW2_PREALLOC_OFF] = "off",
@@ -90,19 +89,6 @@ static const char *const preallocation_names[] = {
 	[QCOW2_PREALLOC_FALLOC] = "falloc",
 	[QCOW2_PREALLOC_FULL] = "full",
 };
-
-static bool key_unsupported(const char *key)
-{
-	for (size_t i = 0; i < ARRAY_LEN(unsupported_keys); i++) {
-		const char *name = unsupported_keys[i];
-		size_t len = strlen(name);
-
-		if (strcmp(key, name) == 0 ||
-		    (name[len - 1] == '.' && strncmp(key, name, len) == 0))
-			return true;
-	}
-	return false;
-}
 
 static int bool_parse(const char *text, bool *out)
 {
@@ -188,6 +174,9 @@ static int encrypt_set(const struct cli_command *cmd, struct create *create, con
 
 static int encrypt_check(const struct cli_command *cmd, const struct create *create)
 {
+	if (create->old_encryption)
+		return cli_error(create->file, "encryption=on is the old AES method, which is not supported: "
+					       "encrypt.format=luks is");
 	if (create->have_encrypt && !create->options.luks)
 		return cli_usage(cmd, "encrypt.format=luks is missing");
 	if (create->options.luks && !create->key)
@@ -207,7 +196,9 @@ static int key_set(const struct cli_command *cmd, struct create *create, const c
 		bool *out;
 	} bools[] = {{"extended_l2", &o->extended_l2},
 		     {"lazy_refcounts", &o->lazy_refcounts},
-		     {"data_file_raw", &o->data_file_raw}};
+		     {"data_file_raw", &o->data_file_raw},
+		     {"nocow", &create->hints.nocow},
+		     {"encryption", &create->old_encryption}};
 	const struct {
 		const char *key;
 		const char **out;
@@ -217,8 +208,6 @@ static int key_set(const struct cli_command *cmd, struct create *create, const c
 	uint64_t bytes;
 	int ret = 0;
 
-	if (key_unsupported(key))
-		return cli_error(create->file, "option '%s' is not supported yet", key);
 	if (strncmp(key, "encrypt.", 8) == 0)
 		return encrypt_set(cmd, create, key + 8, value);
 	for (size_t i = 0; i < ARRAY_LEN(bools); i++) {
@@ -235,7 +224,7 @@ static int key_set(const struct cli_command *cmd, struct create *create, const c
 	}
 	if (strcmp(key, "size") && strcmp(key, "compat") && strcmp(key, "cluster_size") &&
 	    strcmp(key, "refcount_bits") && strcmp(key, "preallocation") &&
-	    strcmp(key, "compression_type"))
+	    strcmp(key, "compression_type") && strcmp(key, "extent_size_hint"))
 		return cli_usage(cmd, "unknown option '%s'; '-o help' lists them", key);
 	if (!value)
 		return cli_usage(cmd, "option '%s' needs a value", key);
@@ -264,17 +253,38 @@ static int key_set(const struct cli_command *cmd, struct create *create, const c
 		return CLI_OK;
 	}
 	bytes = cli_size_arg(cmd, key, value);
+	if (strcmp(key, "extent_size_hint") == 0) {
+		create->hints.extent_size_given = true;
+		create->hints.extent_size_bytes = (uint32_t)bytes;
+		return bytes > UINT32_MAX ? cli_usage(cmd, "extent_size_hint is less than 4G") : CLI_OK;
+	}
 	if (!bytes || bytes > UINT32_MAX)
 		return cli_usage(cmd, "cluster_size is a power of two from 512 to 2M");
 	o->cluster_bytes = (uint32_t)bytes;
 	return CLI_OK;
 }
 
+/* Like strsep() at commas, of which two stand for one in a value, as in qemu-img. */
+static char *item_take(char **list)
+{
+	char *item = *list, *to = item, *from = item;
+
+	if (!item)
+		return NULL;
+	while (*from && (*from != ',' || from[1] == ',')) {
+		from += *from == ',';
+		*to++ = *from++;
+	}
+	*list = *from ? from + 1 : NULL;
+	*to = '\0';
+	return item;
+}
+
 static int keys_parse(const struct cli_command *cmd, struct create *create, char *list)
 {
 	char *item;
 
-	while ((item = strsep(&list, ","))) {
+	while ((item = item_take(&list))) {
 		char *value = strchr(item, '=');
 		int status;
 
@@ -328,6 +338,7 @@ static int write_in_place(const struct create *create, struct storage *storage, 
 {
 	int ret;
 
+	file_hints_apply(storage, &create->hints);
 	ret = qcow2_create(storage, &create->options, err);
 	if (ret && !storage->fixed_size && storage_truncate(storage, 0))
 		cli_note(create->file, "cannot be emptied again");
@@ -397,9 +408,10 @@ static int write_aside(const struct create *create, const struct stat *old, stru
 	    (int)sizeof(unfinished))
 		return error_set(err, -ENAMETOOLONG, "%s", strerror(ENAMETOOLONG));
 	signals_catch();
-	ret = storage_file_open(&storage, unfinished, &options, err);
+	ret = storage_file_open(&storage, unfinished, &options, NULL);
 	if (ret)
-		return ret;
+		return error_set(err, ret, "cannot be made in its folder: %s", strerror(-ret));
+	file_hints_apply(storage, &create->hints);
 	ret = image_lock(storage, err);
 	if (!ret)
 		ret = qcow2_create(storage, &create->options, err);
@@ -506,6 +518,8 @@ static int data_file_fill(const struct create *create, struct storage *st, struc
 		return error_set(err, -ENOSPC, "%s: is smaller than the disk", st->name);
 	if (!st->fixed_size)
 		ret = storage_truncate(st, 0);
+	if (!ret)
+		file_hints_apply(st, &create->hints);
 	if (!ret && !st->fixed_size)
 		ret = storage_truncate(st, bytes);
 	/* what lies on a device would be the disk's */
@@ -609,14 +623,20 @@ static void formatting_print(const struct create *create)
 		fputs(" data_file_raw=on", stdout);
 	if (create->compat)
 		printf(" compat=%s", create->compat);
-	printf(" lazy_refcounts=%s refcount_bits=%u\n", o->lazy_refcounts ? "on" : "off",
-	       o->refcount_bits);
+	printf(" lazy_refcounts=%s refcount_bits=%u", o->lazy_refcounts ? "on" : "off", o->refcount_bits);
+	if (create->hints.nocow)
+		fputs(" nocow=on", stdout);
+	if (create->hints.extent_size_given)
+		printf(" extent_size_hint=%" PRIu32, create->hints.extent_size_bytes);
+	putchar('\n');
 }
 
 static int run(const struct cli_command *cmd, int argc, char **argv)
 {
 	struct create create = {
-		.options = {.cluster_bytes = 65536, .refcount_bits = 16, .version = 3}};
+		.options = {.cluster_bytes = 65536, .refcount_bits = 16, .version = 3},
+		.hints = {.extent_size_bytes = FILE_HINTS_EXTENT_BYTES},
+	};
 	struct error err = {0};
 	char *keys[64];
 	unsigned key_lists = 0;

@@ -7,8 +7,10 @@
  *	header | refcount table | refcount blocks | L1 table | L2 tables | LUKS header | data
  *
  * L2 tables and data are there with preallocation only. Preallocated clusters of an encrypted image have the
- * zero flag, since the zeros that lie in them mean nothing. All but the data is produced as one stream from
- * front to back, so that it is written in a few large aligned pieces whatever the cluster size is.
+ * zero flag, since the zeros that lie in them mean nothing; over a backing file, which needs extended L2
+ * entries, they are a place only, with no subcluster allocated, so that nothing is hidden. All but the data
+ * is produced as one stream from front to back, so that it is written in a few large aligned pieces whatever
+ * the cluster size is.
  *
  * Order: on a device what lies at the start is overwritten and synced first; then everything but
  * the header's magic; sync; then the first block again, now with the header; sync. A crash before
@@ -31,7 +33,7 @@ struct layout {
 	unsigned refcount_order;
 	unsigned rb_bits;
 	uint64_t size_bytes;
-	bool prealloc, extended_l2, encrypted;
+	bool prealloc, extended_l2, encrypted, backed;
 	bool data_file; /* data clusters are there, and counted nowhere */
 
 	/* clusters of each part; the host cluster where each starts follows from the order */
@@ -92,8 +94,9 @@ static int check_options(const struct qcow2_create_options *o, struct error *err
 							    : "data_file_raw needs a data_file");
 	if (o->backing_file && !o->backing_format)
 		return error_set(err, -EINVAL, "a backing file needs its format");
-	if (o->backing_file && o->preallocation != QCOW2_PREALLOC_OFF)
-		return error_set(err, -EINVAL, "preallocated clusters would hide the backing file");
+	if (o->backing_file && o->preallocation != QCOW2_PREALLOC_OFF && !o->extended_l2)
+		return error_set(err, -EINVAL, "preallocated clusters would hide the backing file "
+					       "(not so with extended L2 entries)");
 	if (o->data_file_raw && o->luks)
 		return error_set(err, -EINVAL, "a raw external data file cannot be encrypted");
 	if ((unsigned)o->preallocation > QCOW2_PREALLOC_FULL)
@@ -130,6 +133,7 @@ static int layout_init(struct layout *l, const struct qcow2_create_options *o, s
 		.prealloc = o->preallocation != QCOW2_PREALLOC_OFF,
 		.extended_l2 = o->extended_l2,
 		.encrypted = o->luks,
+		.backed = o->backing_file,
 		.luks_bytes = o->luks ? luks_area_bytes(&o->luks_options) : 0,
 		.data_file = o->data_file,
 	};
@@ -283,13 +287,15 @@ static void put_l1(struct stream *s, const struct layout *l, uint64_t first)
 	stream_align(s, l->cluster_bytes);
 }
 
-/* All L2 tables: the data's clusters, all of each allocated, or zeros with a place. */
+/* All L2 tables: the data's clusters, all of each allocated, or zeros with a place, or a place alone. */
 static void put_l2(struct stream *s, const struct layout *l, uint64_t first)
 {
 	uint64_t flags = QCOW2_COPIED | (l->encrypted && !l->extended_l2 ? QCOW2_ZERO : 0);
 	uint64_t bitmap = l->encrypted ? QCOW2_SUBCLUSTERS_ALLOC_MASK << QCOW2_SUBCLUSTERS
 				       : QCOW2_SUBCLUSTERS_ALLOC_MASK;
 
+	if (l->backed)
+		bitmap = 0;
 	for (uint64_t i = 0; i < l->data; i++) {
 		put_be64(s, flags | qcow2_hcluster_to_host(first + i, l->cluster_bits));
 		if (l->extended_l2)

@@ -248,7 +248,8 @@ diff_case() {
 	diff_bitmaps_add "$diff_dir/twin.qcow2"
 	[ -z "${DIFF_SNAPSHOT:-}" ] || qemu-img snapshot -c before "$diff_dir/twin.qcow2" || diff_fail "qemu-img snapshot"
 	if [ -n "${OWN_CREATE:-}" ]; then
-		"$PROGRAM" create ${DIFF_KEY:+--key-file "$DIFF_KEY"} -o "$options$(diff_data_option ours)" "$diff_dir/ours.qcow2" "$size" \
+		# shellcheck disable=SC2086
+		"$PROGRAM" create ${DIFF_KEY:+--key-file "$DIFF_KEY"} -o "$options$(diff_data_option ours)" $below "$diff_dir/ours.qcow2" "$size" \
 			>"$diff_dir/out.create" 2>&1 ||
 			diff_fail "create"
 		check_image "$diff_dir/ours.qcow2" created

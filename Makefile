@@ -15,9 +15,11 @@ UCONTEXT ?=
 VARIANT := $(if $(SAN),-san)$(if $(TSAN),-tsan)$(if $(UCONTEXT),-ucontext)$(if $(filter clang%,$(notdir $(CC))),-clang)
 BUILD ?= build$(VARIANT:-%=/%)
 
+OBJCOPY ?= objcopy
 PREFIX ?= /usr/local
 LIBDIR ?= $(PREFIX)/lib
 UNITDIR ?= $(PREFIX)/lib/systemd/system
+VERSION = $(shell sed -n 's/.*define CLI_VERSION "\(.*\)"/\1/p' src/cli/cli.h)
 
 # V=1 shows the commands
 Q := $(if $(V),,@)
@@ -76,15 +78,18 @@ have-libraries:
 	@pkg-config --exists $(PKGS) || { \
 		echo "the libraries $(PKGS) or pkg-config are missing: run 'make deps'" >&2; exit 1; }
 
-# ---- the ublk library and its example, which sees the public header alone ----
+# ---- the ublk library and its examples, which see the public header alone ----
 UBLKDEV_OBJS := $(filter $(BUILD)/src/base/% $(BUILD)/src/ring/% $(BUILD)/src/ublk/% \
 	$(patsubst %,$(BUILD)/src/target/%.o,frontend child helper hold),$(LIB_OBJS))
 UBLKDEV := $(BUILD)/libublkdev.a
 
+# One object with no other global names than the header's: a program's own never meet ours.
 $(UBLKDEV): $(UBLKDEV_OBJS)
 	$(call say,AR)
 	$(Q)rm -f $@
-	$(Q)$(AR) rcs $@ $^
+	$(Q)$(CC) -r -nostdlib -o $(@:.a=.o) $^
+	$(Q)$(OBJCOPY) --wildcard --keep-global-symbol='ublkdev_*' $(@:.a=.o)
+	$(Q)$(AR) rcs $@ $(@:.a=.o)
 
 $(EXAMPLES): $(BUILD)/%: %.c include/ublkdev.h $(UBLKDEV)
 	@mkdir -p $(@D)
@@ -238,6 +243,9 @@ install: all
 	install -D -m 644 $(UBLKDEV) $(DESTDIR)$(LIBDIR)/libublkdev.a
 	for header in $(wildcard include/*.h); do \
 		install -D -m 644 $$header $(DESTDIR)$(PREFIX)/include/ublk-qcow2/$${header#include/} || exit; done
+	install -d $(DESTDIR)$(LIBDIR)/pkgconfig
+	sed 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@VERSION@|$(VERSION)|' packaging/ublkdev.pc.in \
+		>$(DESTDIR)$(LIBDIR)/pkgconfig/ublkdev.pc
 	for page in $(wildcard man/*.[1-8]); do \
 		install -D -m 644 $$page $(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page#man/} || exit; done
 	for unit in $(wildcard packaging/*.service packaging/*.socket); do \

@@ -4,7 +4,7 @@
  *
  * A program fills in a struct ublkdev_ops, a few functions that say what the device is and do its
  * I/O, and gets a /dev/ublkbN from Linux's ublk driver (6.12 or later). examples/ramdisk.c is a
- * whole one in a page or two; ublkdev(3) is the manual.
+ * whole one in a page or two, examples/stripe.c one that uses more of it; ublkdev(3) is the manual.
  *
  * Threads. The program's own thread, called the main thread here, calls ublkdev_run(), or
  * ublkdev_start() and ublkdev_stop(). The device has one or more queues, each served by a thread of
@@ -47,6 +47,11 @@ struct ublkdev_limits {
 	uint64_t max_discard;	      /* in one request; 0: 1 GiB */
 	uint64_t max_write_zeroes;    /* in one request; 0: the device does not take
 					 UBLKDEV_WRITE_ZEROES */
+	uint32_t max_request;  /* of READ and WRITE: a power of two, a page at least; 0, and at most: 512 KiB */
+	uint32_t chunk;	       /* a power of two, logical_block at least: no READ or WRITE crosses a multiple
+				  of it; 0: no such bounds */
+	uint32_t memory_align; /* what registered buffers are to be aligned to in memory, for I/O past a page
+				  cache: a power of two, 512 to a page; 0: 512 */
 	bool read_only;
 	bool rotational;
 	/*
@@ -154,7 +159,7 @@ unsigned ublkdev_queue_depth(const struct ublkdev_queue *queue); /* requests at 
  * I/O of the program's own through the queue's io_uring (with liburing, or by hand). On the queue's
  * thread: get an entry, prepare it, then bind it to an operation again, since preparing may
  * overwrite the link. It is submitted with everything else of this turn; @complete is then called
- * on the queue's thread. queue_stop must not return before every operation has completed: begin
+ * on the queue's thread, never before submit() has returned. queue_stop must not return before every operation has completed: begin
  * none that is not for a request.
  */
 struct ublkdev_sqe_op {
@@ -162,6 +167,7 @@ struct ublkdev_sqe_op {
 	void *reserved[2]; /* the library's */
 };
 
+/* Never NULL: where the submission queue is full, it is submitted. */
 struct io_uring_sqe *ublkdev_sqe(struct ublkdev_queue *queue, struct ublkdev_sqe_op *op);
 void ublkdev_sqe_bind(struct io_uring_sqe *sqe, struct ublkdev_sqe_op *op);
 
@@ -175,23 +181,46 @@ enum ublkdev_data_path {
 	UBLKDEV_DATA_ZERO_COPY, /* pages are registered with io_uring (Linux 6.16) */
 };
 
+/* What becomes of the device when the process that serves it ends without ublkdev_stop(). */
+enum ublkdev_recovery {
+	UBLKDEV_RECOVERY_OFF,	  /* its I/O fails, and it goes away */
+	UBLKDEV_RECOVERY_REISSUE, /* it stays, and its I/O waits for another process (see @recover), which gets
+				     those requests again that were not completed */
+	UBLKDEV_RECOVERY_FAIL,	  /* it stays, and its I/O fails until that process is there (Linux 6.13) */
+};
+
 struct ublkdev_options {
 	int id;		 /* the number N of /dev/ublkbN; -1: any */
 	unsigned queues; /* 0: 1; the kernel makes at most one for each CPU */
 	unsigned depth;	 /* requests at once in each queue; 0: 128 */
 	enum ublkdev_data_path data_path;
+	enum ublkdev_recovery recovery;
+	/*
+	 * Device @id is there and waits, since the process that served it has ended: go on with it, instead of
+	 * making one. It keeps what it was made with: queues, depth, data_path, recovery and no_part_scan are
+	 * ignored, and its users go on by the limits that it got then, so open() has to give the same ones. Only
+	 * the size may be another, where ublkdev_update_size() has changed it; what is past the size that open()
+	 * gives fails. A write that the other process had begun may be done once more.
+	 */
+	bool recover;
+	bool no_part_scan; /* the kernel does not look for partitions (Linux 7.0) */
+	bool wait_partitions; /* return when their nodes are there, too; a process is forked to wait for them */
 };
 
 /*
  * Attaches a device and returns when its node is there. Needs root. @ops and @data must stay valid
  * until ublkdev_stop(). Marks the process and its threads as part of the memory reclaim path
  * (PR_SET_IO_FLUSHER, mlockall()), so that a full machine does not deadlock on its own block
- * device.
+ * device. With @recover an error leaves the device as it is, for another try.
  */
 int ublkdev_start(struct ublkdev **out, const struct ublkdev_ops *ops, void *data,
 		  const struct ublkdev_options *options, struct ublkdev_error *err);
 
 const char *ublkdev_path(const struct ublkdev *dev); /* "/dev/ublkb0" */
+int ublkdev_id(const struct ublkdev *dev);
+/* What was made of the options: how many queues, and how payloads come and go. Never UBLKDEV_DATA_AUTO. */
+unsigned ublkdev_queues(const struct ublkdev *dev);
+enum ublkdev_data_path ublkdev_data_path(const struct ublkdev *dev);
 /* Polls readable when the device has gone away by itself: deleted by another program, or broken. */
 int ublkdev_gone_fd(const struct ublkdev *dev);
 /* Whether somebody has it open or mounted: > 0 yes, 0 no, a negative errno: unknown. */

@@ -74,6 +74,10 @@ struct target_limits {
 	uint32_t discard_granularity;	 /* 0: DISCARD is not supported */
 	uint64_t max_discard_bytes;	 /* in one request */
 	uint64_t max_write_zeroes_bytes; /* in one request; 0: not supported */
+	/* Power of two, logical_block_bytes at least: no READ or WRITE crosses a multiple of it; 0: as they come. */
+	uint32_t chunk_bytes;
+	uint32_t max_request_bytes;  /* of READ and WRITE, power of two, a page at least; 0: the front end's */
+	uint32_t memory_align_bytes; /* power of two, of registered buffers; 0: the front end's */
 	unsigned max_queues;
 	bool read_only;
 	bool volatile_cache; /* completed writes need FLUSH to be durable */

@@ -238,7 +238,7 @@ static int device_make(struct frontend *f, const struct frontend_options *opts, 
 	if (ret)
 		return ret;
 	if (f->path->registers)
-		ublk_params_align(&params, IMAGE_ALIGN_BYTES);
+		ublk_params_align(&params, max_of(t->limits.memory_align_bytes, (uint32_t)IMAGE_ALIGN_BYTES));
 	ret = device_add(f, opts, buf_bytes, err);
 	if (!ret && opts->unprivileged)
 		ret = char_node_wait(f, err);

@@ -42,6 +42,7 @@ static int limits_check(const struct target_limits *l, struct error *err)
 	assert(l->physical_block_bytes >= l->logical_block_bytes);
 	assert(!l->io_opt_bytes || is_pow2(l->io_opt_bytes));
 	assert(is_aligned(l->size_bytes, l->logical_block_bytes));
+	assert(!l->chunk_bytes || (is_pow2(l->chunk_bytes) && l->chunk_bytes >= l->logical_block_bytes));
 	if (l->logical_block_bytes > page)
 		return error_set(err, -EINVAL, "blocks of %u bytes are larger than a page",
 				 l->logical_block_bytes);
@@ -75,6 +76,7 @@ int ublk_params_build(struct ublk_params *p, const struct target_limits *l, uint
 			log2_of(l->io_opt_bytes ? l->io_opt_bytes : l->physical_block_bytes),
 		.io_min_shift = log2_of(max_of(l->io_min_bytes, l->logical_block_bytes)),
 		.max_sectors = buf_bytes >> UBLK_SECTOR_SHIFT,
+		.chunk_sectors = l->chunk_bytes >> UBLK_SECTOR_SHIFT,
 		.dev_sectors = l->size_bytes >> UBLK_SECTOR_SHIFT,
 	};
 	if (l->read_only)
@@ -127,6 +129,8 @@ uint32_t ublk_buf_bytes(unsigned queues, unsigned depth, const struct target_lim
 {
 	uint64_t bytes = BUF_MAX;
 
+	if (limits->max_request_bytes)
+		bytes = min_of(bytes, (uint64_t)limits->max_request_bytes);
 	while (bytes > BUF_MIN && bytes * queues * depth > BUF_TOTAL_MAX)
 		bytes /= 2;
 	return (uint32_t)max_of(bytes, (uint64_t)limits->logical_block_bytes);

@@ -26,6 +26,7 @@
 #include "ring/loop.h"
 #include "target/frontend.h"
 #include "target/target.h"
+#include "ublk/ublk.h"
 
 #define DEFAULT_DEPTH	128
 #define DEFAULT_DISCARD (1 * GiB)
@@ -258,6 +259,7 @@ void ublkdev_sqe_bind(struct io_uring_sqe *sqe, struct ublkdev_sqe_op *op)
 
 static bool limits_good(const struct target_limits *l, struct error *err)
 {
+	uint32_t page = (uint32_t)sysconf(_SC_PAGESIZE);
 	const char *what = NULL;
 
 	if (!is_pow2(l->logical_block_bytes) || l->logical_block_bytes < 512)
@@ -272,6 +274,13 @@ static bool limits_good(const struct target_limits *l, struct error *err)
 	else if (l->discard_granularity && (!is_pow2(l->discard_granularity) ||
 					    l->discard_granularity < l->logical_block_bytes))
 		what = "discard_granularity";
+	else if (l->max_request_bytes && (!is_pow2(l->max_request_bytes) || l->max_request_bytes < page))
+		what = "max_request";
+	else if (l->chunk_bytes && (!is_pow2(l->chunk_bytes) || l->chunk_bytes < l->logical_block_bytes))
+		what = "chunk";
+	else if (l->memory_align_bytes && (!is_pow2(l->memory_align_bytes) ||
+					   l->memory_align_bytes < 512 || l->memory_align_bytes > page))
+		what = "memory_align";
 	if (what)
 		error_set(err, -EINVAL, "the program gives its device an impossible %s", what);
 	return !what;
@@ -292,7 +301,10 @@ static int limits_fill(struct ublkdev *dev, const struct ublkdev_limits *l, stru
 		.discard_granularity = l->discard_granularity,
 		.max_discard_bytes = l->max_discard ? l->max_discard : DEFAULT_DISCARD,
 		.max_write_zeroes_bytes = l->max_write_zeroes,
-		.max_queues = MAX_QUEUES,
+		.max_request_bytes = l->max_request,
+		.chunk_bytes = l->chunk,
+		.memory_align_bytes = l->memory_align,
+		.max_queues = dev->nr_queues,
 		.read_only = l->read_only,
 		.volatile_cache = l->volatile_cache,
 		.fua = l->fua,
@@ -328,24 +340,58 @@ static_assert((int)UBLKDEV_DATA_AUTO == FRONTEND_DATA_AUTO &&
 		      (int)UBLKDEV_DATA_ZERO_COPY == FRONTEND_DATA_ZERO_COPY,
 	      "the public names are the internal ones");
 
+static_assert((int)UBLKDEV_RECOVERY_OFF == FRONTEND_RECOVERY_OFF &&
+		      (int)UBLKDEV_RECOVERY_REISSUE == FRONTEND_RECOVERY_REISSUE &&
+		      (int)UBLKDEV_RECOVERY_FAIL == FRONTEND_RECOVERY_FAIL,
+	      "the public names are the internal ones");
+
+/* A device that is there has its queues already. Whether it waits is found out when it is taken over. */
+static int opts_of_waiting(struct frontend_options *opts, struct error *err)
+{
+	struct ublk_device device;
+	int ret;
+
+	if (opts->id < 0)
+		return error_set(err, -EINVAL, "which device to go on with?");
+	ret = ublk_device_get((unsigned)opts->id, &device, err);
+	if (ret)
+		return ret;
+	opts->queues = device.queues;
+	opts->depth = device.depth;
+	return 0;
+}
+
+static int opts_fill(struct frontend_options *opts, const struct ublkdev_ops *ops,
+		     const struct ublkdev_options *from, struct error *err)
+{
+	*opts = (struct frontend_options){
+		.id = from->id,
+		.queues = min_of(from->queues ? from->queues : 1, (unsigned)MAX_QUEUES),
+		.depth = from->depth ? from->depth : DEFAULT_DEPTH,
+		.data_path = (enum frontend_data_path)from->data_path,
+		.recovery = (enum frontend_recovery)from->recovery,
+		.recover = from->recover,
+		.no_part_scan = from->no_part_scan,
+		.wait_partitions = from->wait_partitions,
+		.name = ops->name,
+	};
+	return opts->recover ? opts_of_waiting(opts, err) : 0;
+}
+
 int ublkdev_start(struct ublkdev **out, const struct ublkdev_ops *ops, void *data,
 		  const struct ublkdev_options *options, struct ublkdev_error *text)
 {
-	struct frontend_options opts = {
-		.id = options->id,
-		.queues = options->queues ? options->queues : 1,
-		.depth = options->depth ? options->depth : DEFAULT_DEPTH,
-		.data_path = (enum frontend_data_path)options->data_path,
-		.name = ops->name,
-	};
-	struct ublkdev *dev = calloc(1, sizeof(*dev));
+	struct frontend_options opts;
 	struct error err = {""};
-	int ret = -ENOMEM;
+	int ret = opts_fill(&opts, ops, options, &err);
+	struct ublkdev *dev;
 
+	if (ret)
+		return text_out(text, &err, ret);
+	ret = -ENOMEM;
+	dev = calloc(1, sizeof(*dev));
 	if (!dev)
 		return text_out(text, &err, ret);
-	if (opts.queues > MAX_QUEUES)
-		opts.queues = MAX_QUEUES;
 	dev->ops = ops;
 	dev->data = data;
 	dev->target_ops = forward_ops;
@@ -377,6 +423,25 @@ fail:
 const char *ublkdev_path(const struct ublkdev *dev)
 {
 	return frontend_ublk.device(dev->frontend);
+}
+
+int ublkdev_id(const struct ublkdev *dev)
+{
+	return frontend_ublk.id(dev->frontend);
+}
+
+unsigned ublkdev_queues(const struct ublkdev *dev)
+{
+	return frontend_ublk.queues(dev->frontend);
+}
+
+enum ublkdev_data_path ublkdev_data_path(const struct ublkdev *dev)
+{
+	const char *name = frontend_ublk.data_path(dev->frontend);
+
+	if (!strcmp(name, "zero-copy"))
+		return UBLKDEV_DATA_ZERO_COPY;
+	return !strcmp(name, "user-copy") ? UBLKDEV_DATA_USER_COPY : UBLKDEV_DATA_COPY;
 }
 
 int ublkdev_gone_fd(const struct ublkdev *dev)

@@ -20,8 +20,8 @@
  *			last one
  *	open-fails	open returns an error with a text
  *	no-text		open returns an error without one
- *	bad-block, bad-physical, bad-optimal, bad-size, no-size, bad-granularity, big-block,
- *	big-size
+ *	bad-block, bad-physical, bad-optimal, bad-size, no-size, bad-granularity, bad-request, bad-chunk,
+ *	bad-align, big-block, big-size
  *			open gives an impossible one
  *	start-fails	the start of the last queue returns an error
  *	start-dies	the thread of the last queue ends in queue_start
@@ -136,6 +136,9 @@ static int try_open(void *data, struct ublkdev_limits *limits, struct ublkdev_er
 	limits->physical_block = mode("bad-physical") ? 256 : 0;
 	limits->io_opt = mode("bad-optimal") ? 12345 : 0;
 	limits->discard_granularity = mode("big-block") ? 65536 : 4096;
+	limits->max_request = mode("bad-request") ? 2048 : 0;
+	limits->chunk = mode("bad-chunk") ? 3 << 16 : 0;
+	limits->memory_align = mode("bad-align") ? 65536 : 0;
 	limits->max_write_zeroes = 16 << 20;
 	limits->volatile_cache = true;
 	limits->fua = true;

@@ -112,6 +112,23 @@ static void test_params_some(void **state)
 	assert_int_equal(p.basic.attrs, 0);
 }
 
+static void test_params_bounds(void **state)
+{
+	struct target_limits l = disk;
+	struct ublk_params p;
+
+	l.chunk_bytes = 256 * KiB;
+	l.max_request_bytes = 32 * KiB;
+	assert_int_equal(ublk_buf_bytes(1, 1, &disk), 512 * KiB);
+	assert_int_equal(ublk_buf_bytes(1, 1, &l), 32 * KiB);
+	assert_int_equal(ublk_buf_bytes(64, 4096, &l), 32 * KiB); /* not below it for the sake of the sum */
+	l.max_request_bytes = 4 * MiB;
+	assert_int_equal(ublk_buf_bytes(1, 1, &l), 512 * KiB);
+	assert_int_equal(ublk_params_build(&p, &l, 512 * KiB, NULL), 0);
+	assert_int_equal(p.basic.chunk_sectors, 512);
+	assert_int_equal(p.basic.max_sectors, 1024);
+}
+
 static void test_params_refused(void **state)
 {
 	struct target_limits l = disk;
@@ -253,6 +270,7 @@ int main(void)
 		cmocka_unit_test(test_params),
 		cmocka_unit_test(test_params_read_only),
 		cmocka_unit_test(test_params_some),
+		cmocka_unit_test(test_params_bounds),
 		cmocka_unit_test(test_params_refused),
 		cmocka_unit_test(test_params_check),
 		cmocka_unit_test(test_buf_bytes),

@@ -11,6 +11,7 @@ U=$PWD/.program/ublk-qcow2
 export UBLK_QCOW2_RUN_DIR=$PWD/state
 export LSAN_OPTIONS=suppressions=$TOP/tests/lib/lsan.supp:print_suppressions=0
 failed=0
+trap '((failed == 0)) || exit 1' EXIT # whatever a test ends with
 
 fail() {
 	echo "FAILED: $*"

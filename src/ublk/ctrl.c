@@ -393,7 +393,8 @@ static bool command_allowed(const struct message *m)
 	case UBLK_OP_START_USER_RECOVERY:
 		return !served.known;
 	case UBLK_OP_GET_DEV_INFO:
-	case UBLK_OP_GET_DEV_INFO2:
+	case UBLK_OP_GET_DEV_INFO2: /* before a device is taken over as well */
+		return !served.known || m->id == served.id;
 	case UBLK_OP_SET_PARAMS:
 	case UBLK_OP_GET_PARAMS:
 	case UBLK_OP_GET_QUEUE_AFFINITY:
@@ -441,6 +442,9 @@ int ublk_ctrl_help(void *data, size_t bytes, bool (*given_up)(void *arg), void *
 		return -EINVAL;
 	if (!command_allowed(m))
 		return -EPERM;
+	/* who is dead serves nothing: old drivers would not find out once these were through */
+	if ((m->op == UBLK_OP_START_DEV || m->op == UBLK_OP_END_USER_RECOVERY) && given_up && given_up(arg))
+		return -ECANCELED;
 	if (!served.ctrl && ublk_ctrl_open(&served.ctrl, NULL))
 		return -ENODEV;
 	call = (struct call){
@@ -653,20 +657,6 @@ int ublk_ctrl_recovery_end(struct ublk_ctrl *ctrl, uint32_t id, pid_t pid,
 				given_up, arg, err);
 }
 
-/*
- * Why START_USER_RECOVERY is refused. Linux 6.12 does that, for good, where a server died after it had given this
- * command and before a queue of its had all its fetches in the driver.
- */
-static const char *recovery_lacks(struct ublk_ctrl *ctrl, uint32_t id)
-{
-	struct ublk_dev_info info;
-
-	if (ublk_ctrl_info(ctrl, id, &info, NULL) || !(info.flags & UBLK_F_USER_RECOVERY))
-		return "was made without recovery";
-	return "cannot be taken over: its last server died in the middle of doing that, and this kernel's driver "
-	       "lets nobody try again; it can be deleted";
-}
-
 int ublk_ctrl_recovery_start(struct ublk_ctrl *ctrl, uint32_t id, struct error *err)
 {
 	uint64_t deadline = now_ms() + RECOVERY_MS;
@@ -689,7 +679,7 @@ int ublk_ctrl_recovery_start(struct ublk_ctrl *ctrl, uint32_t id, struct error *
 			"(waited %u s)",
 			id, RECOVERY_MS / 1000);
 	if (ret == -EINVAL || ret == -EOPNOTSUPP)
-		return error_set(err, ret, "ublk device %u %s", id, recovery_lacks(ctrl, id));
+		return error_set(err, ret, "ublk device %u was made without recovery", id);
 	return call_result(&call, ret, err);
 }
 

@@ -61,7 +61,7 @@ int ublk_ctrl_start(struct ublk_ctrl *ctrl, uint32_t id, pid_t pid, bool (*given
 /*
  * The two ends of a recovery. start waits, within a bound, until the process that served the device
  * is gone and its char device closed; then the device is opened and its tags are fetched as if it were
- * new, and end waits for them as ublk_ctrl_start() does.
+ * new, and end waits for them as ublk_ctrl_start() does. Before start: ublk_halfway_finish().
  */
 int ublk_ctrl_recovery_start(struct ublk_ctrl *ctrl, uint32_t id, struct error *err) must_check;
 int ublk_ctrl_recovery_end(struct ublk_ctrl *ctrl, uint32_t id, pid_t pid,

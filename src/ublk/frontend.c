@@ -18,8 +18,9 @@
  *
  * Recovery (options.recover): the device is there, in state QUIESCED since the process that served it
  * died, and its I/O waits in the driver. START_USER_RECOVERY stands for adding it, END_USER_RECOVERY
- * for START_DEV. If that fails the device is left as it is, for the next try. At last the device gets the
- * image's size, should the process have died between growing the one and the other.
+ * for START_DEV. If that fails the device is left as it is, for the next try; so does a process that dies
+ * in the middle of it (halfway.h). At last the device gets the image's size, should the process have died between
+ * growing the one and the other.
  */
 #include "target/frontend.h"
 
@@ -41,6 +42,7 @@
 #include "target/child.h"
 #include "target/hold.h"
 #include "ublk/ctrl.h"
+#include "ublk/halfway.h"
 #include "ublk/queue.h"
 #include "ublk/request.h"
 #include "ublk/ublk.h"
@@ -252,7 +254,11 @@ static int device_take_over(struct frontend *f, const struct frontend_options *o
 	int ret;
 
 	assert(opts->id >= 0);
-	ret = ublk_ctrl_recovery_start(f->ctrl, id, err);
+	ret = ublk_ctrl_info(f->ctrl, id, &f->info, err);
+	if (!ret)
+		ret = ublk_halfway_finish(ublk_ctrl_features(f->ctrl), &f->info, err);
+	if (!ret)
+		ret = ublk_ctrl_recovery_start(f->ctrl, id, err);
 	if (!ret)
 		ret = ublk_ctrl_info(f->ctrl, id, &f->info, err);
 	if (ret)

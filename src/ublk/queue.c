@@ -25,7 +25,9 @@
  *  4. No request is committed with a short count; see ublk_request_result().
  *  5. After `closed` no request reaches the target. One that the driver sent all the same stays
  *     uncommitted, and fails when the ring goes.
- *  6. A request that waits for space (target/hold.h) stays SERVED. Its memory of the data path is given
+ *  6. All first fetches go to the driver in one system call, which no signal cuts in two: one that dies has fetched
+ *     all tags or none (halfway.c relies on it).
+ *  7. A request that waits for space (target/hold.h) stays SERVED. Its memory of the data path is given
  *     back, and it begins again as it did when it came in: descriptor and payload are still the driver's.
  *
  * If a request does not come back from the target, the queue is abandoned. What matters then is

@@ -5,6 +5,7 @@
  *
  *   FETCH_THEN=wait	the queue's thread then goes on as usual; "fetches withheld" on standard error says so
  *   FETCH_THEN=die	the process is killed as soon as the driver has those few
+ *   FETCH_IF=FILE	all this only while FILE is there
  *
  * A command that is withheld becomes a timeout of an hour right before liburing submits it: the program waits
  * for its completion, as it would for the command's.
@@ -65,9 +66,9 @@ static void few_fetches(struct io_uring *ring)
 {
 	static const char said[] = "fetches withheld\n";
 	int (*submit)(struct io_uring *) = next("io_uring_submit");
-	const char *then = getenv("FETCH_THEN");
+	const char *then = getenv("FETCH_THEN"), *file = getenv("FETCH_IF");
 
-	if (!withhold(ring) || !then)
+	if ((file && access(file, F_OK)) || !withhold(ring) || !then)
 		return;
 	submit(ring);
 	if (!strcmp(then, "die")) {

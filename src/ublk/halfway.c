@@ -36,7 +36,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
-#include "base/math.h"
+#include "ring/restrict.h"
 
 #define OPEN_MS	  30000 /* for the dead process's files to go */
 #define STEP_MS	  10
@@ -98,12 +98,29 @@ static int queue_fetch(struct finisher *f, unsigned queue)
 	return ret;
 }
 
+static int ring_make(struct finisher *f)
+{
+	static const uint8_t operations[] = {IORING_OP_URING_CMD};
+	/* of 128 bytes: the kernel takes both, and the queues' fetches, of 64, are told from these by tests */
+	int ret = io_uring_queue_init(f->info->queue_depth, &f->ring,
+				      IORING_SETUP_SQE128 | IORING_SETUP_CLAMP | IORING_SETUP_R_DISABLED);
+
+	if (ret)
+		return ret;
+	ret = ring_restrict(&f->ring, operations, 1);
+	if (ret)
+		log_debug("a device half taken over: what may be submitted is not restricted: %s", strerror(-ret));
+	ret = ring_enable(&f->ring);
+	if (ret)
+		io_uring_queue_exit(&f->ring);
+	return ret;
+}
+
 static void *finisher_thread(void *arg)
 {
 	struct finisher *f = arg;
 
-	/* of 128 bytes: the kernel takes both, and the queues' fetches, of 64, are told from these by tests */
-	f->ret = io_uring_queue_init(f->info->queue_depth, &f->ring, IORING_SETUP_SQE128 | IORING_SETUP_CLAMP);
+	f->ret = ring_make(f);
 	if (f->ret)
 		return NULL;
 	for (unsigned i = 0; !f->ret && i < f->info->nr_hw_queues; i++)

@@ -28,6 +28,8 @@ static const char *state_shown(const struct entry *e)
 {
 	if (entry_lost_device(e))
 		return "lost";
+	if (e->state == ENTRY_STARTING && e->device[0]) /* a daemon that takes over */
+		return entry_state_name(ENTRY_RECOVERING);
 	return e->state == ENTRY_LIVE && e->no_space ? "no-space" : entry_state_name(e->state);
 }
 
@@ -86,10 +88,11 @@ static int json_print(const struct entry_list *list, const struct ublk_device *o
 	int ret = array ? 0 : -1;
 
 	for (size_t i = 0; !ret && i < list->count; i++) {
-		json_t *o = entry_to_json(&list->entries[i]);
+		const struct entry *e = &list->entries[i];
+		json_t *o = entry_to_json(e);
 
-		if (entry_lost_device(&list->entries[i]))
-			json_object_set_new(o, "state", json_string("lost"));
+		if (entry_lost_device(e) || e->state == ENTRY_STARTING)
+			json_object_set_new(o, "state", json_string(state_shown(e)));
 		ret = json_array_append_new(array, o);
 	}
 	for (int i = 0; !ret && i < nr_orphans; i++)

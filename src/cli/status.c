@@ -85,7 +85,10 @@ static void human_print(const struct entry *e, const json_t *status)
 	printf("target: %s%s, %s\n", e->target, e->read_only ? ", read-only" : "",
 	       e->direct ? "direct" : "buffered");
 	printf("queues: %u of %u requests\n", e->queues, e->depth);
-	printf("daemon: process %d%s\n", (int)e->process.pid, e->recovery ? ", with recovery" : "");
+	printf("daemon: process %d%s\n", (int)e->process.pid,
+	       !e->recovery	  ? ", without recovery"
+	       : e->recovery_fail ? ", with recovery, until which I/O fails"
+				  : ", with recovery, for which I/O waits");
 	printf("without space: requests are %s", e->hold_enospc ? "held" : "failed");
 	if (held)
 		printf("; %d now", (int)held);

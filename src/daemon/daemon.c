@@ -297,6 +297,7 @@ static int entry_fill(struct daemon *d, struct error *err)
 		memcpy(e->key, supervision->key, sizeof(e->key));
 		e->supervisor = supervision->supervisor;
 		e->recovery = true;
+		e->recovery_fail = d->config.recovery == FRONTEND_RECOVERY_FAIL;
 		if (supervision->replay)
 			snprintf(e->device, sizeof(e->device), "/dev/ublkb%d", e->id);
 	}

@@ -107,6 +107,8 @@ json_t *entry_to_json(const struct entry *e)
 	put(&o, "memory_locked", json_boolean(e->memory_locked));
 	put(&o, "started", json_integer(e->started));
 	put(&o, "recovery", json_boolean(e->recovery));
+	put(&o, "recovery_policy",
+	    json_string(!e->recovery ? "off" : e->recovery_fail ? "fail" : "reissue"));
 	put(&o, "on_enospc", json_string(e->hold_enospc ? "stop" : "report"));
 	put(&o, "no_space", json_boolean(e->no_space));
 	put(&o, "supervisor", e->supervisor.pid ? json_integer(e->supervisor.pid) : json_null());
@@ -363,6 +365,7 @@ static int entry_from_json(struct entry *e, const json_t *o)
 	e->hold_enospc = strcmp(string_or(o, "on_enospc"), "stop") == 0;
 	e->no_space = json_is_true(json_object_get(o, "no_space"));
 	e->recovery = json_is_true(json_object_get(o, "recovery"));
+	e->recovery_fail = strcmp(string_or(o, "recovery_policy"), "fail") == 0;
 	if (!json_is_null(json_object_get(o, "id")) && integer_get(o, "id", 0, INT_MAX, &id))
 		return -EINVAL;
 	e->process.pid = (pid_t)pid;

@@ -54,6 +54,7 @@ struct entry {
 	bool read_only;
 	bool direct;
 	bool recovery; /* the device outlives its daemon */
+	bool recovery_fail; /* ... and its I/O fails meanwhile, instead of waiting */
 	uint64_t cache_size_bytes, writeback_delay_ms; /* as asked for; 0: default */
 	bool compress;
 	bool discard_ignore;

@@ -674,7 +674,7 @@ int supervise_config(struct daemon_config *config, const struct entry *e, struct
 		.target = target_find(e->target),
 		.frontend = daemon_frontend_find(e->frontend),
 		.id = e->id,
-		.recovery = FRONTEND_RECOVERY_REISSUE,
+		.recovery = e->recovery_fail ? FRONTEND_RECOVERY_FAIL : FRONTEND_RECOVERY_REISSUE,
 		.mlock = (enum harden_mlock)e->mlock,
 		.hold_enospc = e->hold_enospc,
 		.resume_key = e->key,

@@ -77,6 +77,7 @@ static void entry_make(struct entry *e)
 	e->direct = true;
 	e->started = 1234567890123;
 	e->recovery = true;
+	e->recovery_fail = true;
 	e->backing_any = true;
 	e->compress = true;
 	e->discard_ignore = true;

@@ -171,6 +171,7 @@ static void destroy(struct check *c)
 	free(c->h);
 	free(c->whole);
 	free(c->rt);
+	free(c->block_places);
 	free(c->block);
 	free(c->counts.v);
 	free(c->ones);

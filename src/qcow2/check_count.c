@@ -90,6 +90,7 @@ static int count_slow(struct check *c, uint64_t hcluster)
 	c->hclusters = max_of(c->hclusters, hcluster + 1);
 	value = counts_get(k, hcluster);
 	if (value == k->max) {
+		c->saturated = true;
 		check_finding(c, QCOW2_FINDING_CORRUPTION,
 			      "cluster at 0x%" PRIx64 " has more references than %u bits can count",
 			      qcow2_hcluster_to_host(hcluster, c->h->cluster_bits),
@@ -143,6 +144,9 @@ int check_count_range(struct check *c, uint64_t offset, uint64_t len, const char
 
 /* ---- L2 tables ---- */
 
+/* Of the L1 table, that a repair changes by one write. */
+#define L1_REPAIR_ENTRIES 64u
+
 struct walk {
 	struct check *c;
 	bool count, copied, repair;
@@ -154,6 +158,9 @@ struct walk {
 	uint64_t copied_fixed;	  /* entries of the present table */
 	bool changed;
 	uint32_t changed_first, changed_end; /* bytes of the table */
+	/* of the L1 table: repaired entries that are not written yet, and what lies between them */
+	uint64_t l1_first, l1_end;
+	be64_t l1_repaired[L1_REPAIR_ENTRIES];
 };
 
 /* Entries that the short way does not take. The low offset bits are those of unaligned clusters. */
@@ -435,13 +442,46 @@ static int count_l1_entry(struct walk *w, uint64_t entry)
 	return check_count_range(c, hoff, c->h->cluster_bytes, "L2 table");
 }
 
+/* Writes what is repaired of the L1 table. */
+static int l1_write(struct walk *w)
+{
+	struct check *c = w->c;
+	uint64_t first = w->l1_first, n = w->l1_end - first, fixed = 0;
+	int ret;
+
+	if (!n)
+		return 0;
+	for (uint64_t i = 0; i < n; i++)
+		fixed += w->l1_repaired[i].raw != w->l1[first + i].raw;
+	w->l1_end = first;
+	ret = repair_table_write(c, c->h->l1_offset + first * sizeof(be64_t), w->l1_repaired,
+				 n * sizeof(be64_t), REPAIR_L1);
+	if (!ret)
+		c->res->corruptions_fixed += fixed;
+	return ret;
+}
+
+/* Entry @index, which comes after all that were repaired before, is to be @value. */
+static int l1_repair(struct walk *w, uint64_t index, uint64_t value)
+{
+	int ret = 0;
+
+	if (w->l1_end > w->l1_first && index - w->l1_first >= L1_REPAIR_ENTRIES)
+		ret = l1_write(w);
+	if (w->l1_end == w->l1_first)
+		w->l1_first = w->l1_end = index;
+	for (; w->l1_end < index; w->l1_end++)
+		w->l1_repaired[w->l1_end - w->l1_first] = w->l1[w->l1_end];
+	w->l1_repaired[w->l1_end++ - w->l1_first] = be64_make(value);
+	return ret;
+}
+
 /* False if the flags of the table's entries cannot be judged either. */
 static bool copied_l1_entry(struct walk *w, uint64_t index, int *ret)
 {
 	struct check *c = w->c;
 	uint64_t entry = be64_get(w->l1[index]);
 	uint64_t hoff = entry & QCOW2_L1_OFFSET_MASK;
-	be64_t repaired;
 	int one;
 
 	if (!hoff)
@@ -459,13 +499,12 @@ static bool copied_l1_entry(struct walk *w, uint64_t index, int *ret)
 	}
 	check_finding(c, QCOW2_FINDING_REPAIR, "L1 entry %" PRIu64 ": the COPIED flag is %s", index,
 		      one ? "set" : "cleared");
-	repaired = be64_make(one ? entry | QCOW2_COPIED : entry & ~QCOW2_COPIED);
-	*ret = repair_table_write(c, c->h->l1_offset + index * sizeof(repaired), &repaired,
-				  sizeof(repaired), REPAIR_L1);
-	if (!*ret)
-		c->res->corruptions_fixed++;
+	*ret = l1_repair(w, index, one ? entry | QCOW2_COPIED : entry & ~QCOW2_COPIED);
 	return true;
 }
+
+/* A table that is read from a disk takes as long as so much of it at least. */
+#define TABLE_COST_BYTES 16384u
 
 int check_spend(struct check *c, uint64_t bytes)
 {
@@ -491,7 +530,8 @@ static int walk_table(struct walk *w, void *table, uint64_t offset, uint64_t ind
 	w->changed = false;
 	/* Past the end of the file is nothing. */
 	if (!ret && offset < c->stored_bytes) {
-		ret = check_spend(c, c->h->cluster_bytes);
+		ret = check_spend(c, c->whole ? c->h->cluster_bytes
+					      : max_of(c->h->cluster_bytes, TABLE_COST_BYTES));
 		if (!ret)
 			ret = check_l2(w, table);
 	}
@@ -530,6 +570,8 @@ static int walk_l1(struct walk *w, const be64_t *l1, uint64_t entries)
 			before = index;
 		}
 	}
+	if (!ret)
+		ret = l1_write(w);
 out:
 	tables_end(it);
 	return ret;

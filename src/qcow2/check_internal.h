@@ -69,6 +69,8 @@ struct check {
 	be64_t *rt; /* the refcount table as it is in the file */
 	uint32_t rt_entries;
 	bool bad_blocks; /* an entry of the table cannot be followed */
+	uint64_t *block_places; /* of the refcount blocks in the file, ascending; NULL: not made yet */
+	uint32_t nr_block_places;
 	uint8_t *block;	 /* one refcount block for random access; block_index says which */
 	uint64_t block_index;
 
@@ -82,6 +84,7 @@ struct check {
 
 	uint32_t fix_first,
 		fix_end; /* bytes of the present block that a fix changed; first == end: none */
+	bool saturated;	 /* a cluster has more references than a count can say */
 	bool quiet;	 /* findings are counted, not reported */
 	bool rebuild;	 /* the refcount structures cannot be repaired in place */
 	bool planning;	 /* ones says where nothing may be put */
@@ -169,6 +172,8 @@ int repair_sync(struct check *c);
  * one. */
 int repair_table_write(struct check *c, uint64_t offset, const void *data, uint64_t len_bytes,
 		       enum repair_target target);
+/* After the refcount table became another one. */
+void repair_places_forget(struct check *c);
 /* Any place, unconditionally. */
 int repair_write(struct check *c, uint64_t offset, const void *data, uint64_t len_bytes);
 

@@ -56,6 +56,58 @@ static bool overlap(uint64_t a, uint64_t a_len, uint64_t b, uint64_t b_len)
 	return a_len && b_len && a < b + b_len && b < a + a_len;
 }
 
+static int places_compare(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+/* There may be a million blocks, and as many entries to repair. */
+static int places_make(struct check *c)
+{
+	uint32_t n = 0;
+
+	if (c->block_places)
+		return 0;
+	c->block_places = check_alloc(c, c->rt_entries * sizeof(uint64_t), "the refcount blocks");
+	if (!c->block_places)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < c->rt_entries; i++) {
+		uint64_t hoff = be64_get(c->rt[i]) & QCOW2_RT_OFFSET_MASK;
+
+		if (hoff && hoff < c->file_bytes)
+			c->block_places[n++] = hoff;
+	}
+	c->nr_block_places = n;
+	if (n)
+		qsort(c->block_places, n, sizeof(uint64_t), places_compare);
+	return 0;
+}
+
+void repair_places_forget(struct check *c)
+{
+	check_free(c, c->block_places, c->rt_entries * sizeof(uint64_t));
+	c->block_places = NULL;
+	c->nr_block_places = 0;
+}
+
+/* They are all equally long: the last one that begins before the end is the one to look at. */
+static bool overlaps_block(const struct check *c, uint64_t offset, uint64_t len)
+{
+	uint32_t low = 0, high = c->nr_block_places;
+
+	while (low < high) {
+		uint32_t mid = low + (high - low) / 2;
+
+		if (c->block_places[mid] < offset + len)
+			low = mid + 1;
+		else
+			high = mid;
+	}
+	return low && overlap(offset, len, c->block_places[low - 1], c->h->cluster_bytes);
+}
+
 static const char *overlapped_table(const struct check *c, uint64_t offset, uint64_t len,
 				    enum repair_target target)
 {
@@ -70,20 +122,20 @@ static const char *overlapped_table(const struct check *c, uint64_t offset, uint
 		return "refcount table";
 	if (overlap(offset, len, h->snapshots_offset, c->snapshot_table_bytes))
 		return "snapshot table";
-	for (uint64_t i = 0; target != REPAIR_BLOCK && i < c->rt_entries; i++) {
-		uint64_t hoff = be64_get(c->rt[i]) & QCOW2_RT_OFFSET_MASK;
-
-		if (hoff && hoff < c->file_bytes && overlap(offset, len, hoff, h->cluster_bytes))
-			return "refcount blocks";
-	}
+	if (target != REPAIR_BLOCK && overlaps_block(c, offset, len))
+		return "refcount blocks";
 	return NULL;
 }
 
 int repair_table_write(struct check *c, uint64_t offset, const void *data, uint64_t len_bytes,
 		       enum repair_target target)
 {
-	const char *other = overlapped_table(c, offset, len_bytes, target);
+	const char *other;
+	int ret = places_make(c);
 
+	if (ret)
+		return ret;
+	other = overlapped_table(c, offset, len_bytes, target);
 	if (!other)
 		return repair_write(c, offset, data, len_bytes);
 	check_finding(c, QCOW2_FINDING_ERROR, "the repair at 0x%" PRIx64 " would hit the %s",

@@ -292,6 +292,7 @@ static int write_plan(struct plan *p)
 /* The new structures are what counts from here on. */
 static int adopt(struct check *c, struct plan *p)
 {
+	repair_places_forget(c);
 	free(c->rt);
 	c->rt = p->rt;
 	c->rt_entries = (uint32_t)(p->rt_clusters * (c->h->cluster_bytes / sizeof(be64_t)));

@@ -57,11 +57,25 @@ static int write_counts(struct check *c)
 	return ret;
 }
 
-static void count_range(struct check *c, uint64_t first, uint64_t clusters, int by)
+static void raise_range(struct check *c, uint64_t first, uint64_t clusters)
 {
 	for (uint64_t i = first; i < first + clusters && i < c->capacity; i++)
-		counts_set(&c->counts, i, counts_get(&c->counts, i) + (uint64_t)by);
+		counts_set(&c->counts, i, counts_get(&c->counts, i) + 1);
 	c->hclusters = max_of(c->hclusters, min_of(first + clusters, c->capacity));
+}
+
+/*
+ * A table that went past the end of the file was not counted. Where a count could not say how many references
+ * there are it stays: some of them are somebody else's.
+ */
+static void lower_range(struct check *c, uint64_t first, uint64_t clusters)
+{
+	for (uint64_t i = first; i < first + clusters && i < c->capacity; i++) {
+		uint64_t count = counts_get(&c->counts, i);
+
+		if (count && !(count == c->counts.max && c->saturated))
+			counts_set(&c->counts, i, count - 1);
+	}
 }
 
 static int switch_table(struct check *c, uint64_t first)
@@ -86,7 +100,7 @@ static int table_replace(struct check *c, struct snapshot_list *l, const void *t
 		return 0;
 	}
 	check_finding(c, QCOW2_FINDING_REPAIR, "the snapshot table is completed");
-	count_range(c, first, clusters, 1);
+	raise_range(c, first, clusters);
 	ret = write_counts(c);
 	if (!ret)
 		ret = repair_write(c, first << bits, table, bytes);
@@ -100,7 +114,7 @@ static int table_replace(struct check *c, struct snapshot_list *l, const void *t
 	c->res->corruptions -= min_of(c->res->corruptions, c->snapshots_incomplete);
 	c->res->corruptions_fixed += c->snapshots_incomplete;
 	c->snapshots_incomplete = 0;
-	count_range(c, old_first, old_clusters, -1);
+	lower_range(c, old_first, old_clusters);
 	ret = write_counts(c);
 	return ret ? ret : repair_sync(c);
 }

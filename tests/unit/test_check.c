@@ -251,6 +251,68 @@ static void test_work_bound_of_bitmaps(void **state)
 	assert_int_equal(qcow2_check(&disk.st, &options, &result, &error), 0);
 }
 
+/* As many flags to be set right as there are L1 entries: not a write for each. */
+static void test_repair_many_flags(void **state)
+{
+	const unsigned n = 512;
+
+	make();
+	memcpy(disk.data + 36, "\0\0\2\0", 4); /* 512 entries */
+	for (unsigned i = 0; i < n; i++)
+		put64(L1 + 8 * i, QCOW2_COPIED | L2);
+	for (unsigned i = 0; i <= CLUSTERS; i++)
+		put_refcount(4 + i, n);
+	memory_copy(&work, &disk);
+	assert_int_equal(check(&work, QCOW2_REPAIR_ALL), 0);
+	assert_int_equal(result.corruptions_fixed, n + CLUSTERS);
+	assert_true(work.writes <= n / 32);
+	for (unsigned i = 0; i < n; i++)
+		assert_int_equal(get64(&work, L1 + 8 * i), L2);
+	assert_int_equal(check(&work, QCOW2_REPAIR_NONE), 0);
+	assert_int_equal(result.corruptions + result.leaks + result.errors, 0);
+
+	/* what lies between those that are repaired stays */
+	for (unsigned i = 0; i < n; i++)
+		put64(L1 + 8 * i, i % 5 ? L2 : QCOW2_COPIED | L2);
+	memory_copy(&work, &disk);
+	assert_int_equal(check(&work, QCOW2_REPAIR_ALL), 0);
+	assert_int_equal(result.corruptions_fixed, (n + 4) / 5 + CLUSTERS);
+	for (unsigned i = 0; i < n; i++)
+		assert_int_equal(get64(&work, L1 + 8 * i), L2);
+}
+
+/*
+ * A snapshot table whose entries are incomplete and that goes past the end of the file, so that it is not
+ * counted: the new one is, and the old one has nothing to give back. With counts of a bit that was noticed.
+ */
+static void test_repair_snapshots_past_end(void **state)
+{
+	const uint32_t at = 8 * CLUSTER, name = 60000;
+	const struct qcow2_disk_snapshot first = {.id_len = be16_make(1)},
+					 second = {.name_len = be16_make((uint16_t)name)};
+
+	for (unsigned order = 0; order <= 4; order += 4) {
+		struct qcow2_create_options options = {
+			.cluster_bytes = CLUSTER, .size_bytes = CLUSTER, .refcount_bits = 1u << order};
+
+		memory_destroy(&disk);
+		memory_init(&disk);
+		error = (struct error){0};
+		assert_int_equal(qcow2_create(&disk.st, &options, &error), 0);
+		memory_resize(&disk, 40 * CLUSTER);
+		memcpy(disk.data + 39 * CLUSTER, &first, sizeof(first));
+		memcpy(disk.data + 39 * CLUSTER + 48, &second, sizeof(second));
+		memcpy(disk.data + 60, "\0\0\0\2", 4);
+		put64(64, 39 * CLUSTER);
+		qcow2_refcount_set(disk.data + BLOCK, 39, order, 1);
+		memory_copy(&work, &disk);
+		assert_int_equal(check(&work, QCOW2_REPAIR_ALL), 0);
+		assert_true(get64(&work, 64) >= 4 * CLUSTER && get64(&work, 64) <= at);
+		assert_int_equal(check(&work, QCOW2_REPAIR_NONE), 0);
+		assert_int_equal(result.corruptions + result.leaks + result.errors, 0);
+	}
+}
+
 /* A repair that makes the file longer, of an image whose L1 table goes past its end. */
 static void test_repair_grows_file(void **state)
 {
@@ -557,6 +619,8 @@ int main(void)
 		cmocka_unit_test(test_read_only),
 		cmocka_unit_test(test_repair),
 		cmocka_unit_test(test_repair_leaks_only),
+		cmocka_unit_test(test_repair_many_flags),
+		cmocka_unit_test(test_repair_snapshots_past_end),
 		cmocka_unit_test(test_repair_crash),
 		cmocka_unit_test(test_repair_io_errors),
 		cmocka_unit_test(test_repair_dirty),

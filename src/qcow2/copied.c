@@ -9,7 +9,8 @@
  * the flag gets the count 1.
  *
  * Entries are judged and set under their lock (rule 8): who copies a cluster has looked at its entry
- * under the same lock, and holds it until the link.
+ * under the same lock, and holds it until the link. They are set under l1_lock as well: who copies their table
+ * has found it shared, which it may have been until just now, and copies what is in the file.
  */
 #include "qcow2/copied.h"
 
@@ -90,8 +91,11 @@ static int batch_run(struct qcow2_image *img, uint64_t gcluster, uint32_t count)
 
 	cluster_lock(&img->locks, &lock, gcluster, gcluster + count - 1);
 	ret = batch_judge(img, &b, &any);
-	if (!ret && any)
+	if (!ret && any) {
+		co_lock(&img->l1_lock); /* nobody is copying the table */
 		ret = batch_set(img, &b);
+		co_unlock(&img->l1_lock);
+	}
 	cluster_unlock(&img->locks, &lock);
 	return ret;
 }

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Proves of the engine what happens where operations meet: an L2 table that a write is copying, as a snapshot
+ * shares it, may become the disk's alone meanwhile, when that snapshot is deleted.
+ */
+#include "engine.h"
+
+typedef int (*snapshot_fn)(struct qcow2_image *img, const char *name, uint64_t *pause_ns, struct error *err);
+
+struct snapshotting {
+	struct co_task task;
+	snapshot_fn fn;
+	const char *name;
+	int ret;
+};
+
+static void snapshot_task(struct co_task *task)
+{
+	struct snapshotting *s = container_of(task, struct snapshotting, task);
+
+	s->ret = s->fn(img, s->name, NULL, &error);
+}
+
+/* It may not be over yet: then ret is 1. */
+static void snapshot_begin(struct snapshotting *s, snapshot_fn fn, const char *name)
+{
+	*s = (struct snapshotting){.task = {.fn = snapshot_task}, .fn = fn, .name = name, .ret = 1};
+	list_init(&s->task.list);
+	loop_spawn(loop, &s->task);
+	turn();
+}
+
+static void release_ios(struct loop_msg *msg)
+{
+	while (nr_held)
+		memory_submit(&disk.st, held[--nr_held]);
+}
+
+/* What is held back goes on, and nothing is from now on. */
+static void release(void)
+{
+	struct loop_msg msg = {.fn = release_ios};
+
+	hold_reads_to = hold_writes_to = 0;
+	hold_syncs = hold_header = false;
+	loop_post(loop, &msg);
+	turn();
+}
+
+/* Writes to the file's next @clusters free clusters are held back. */
+static void hold_appended(uint64_t clusters)
+{
+	hold_writes_from = img->append_hcluster << img->cluster_bits;
+	hold_writes_to = hold_writes_from + (clusters << img->cluster_bits);
+}
+
+/* ---- tests ---- */
+
+/*
+ * The flags of its entries, which are set again after the delete, are not set in the table that is being left.
+ */
+static void test_a_table_is_copied_while_its_snapshot_is_deleted(void **state)
+{
+	struct qcow2_options opts = {.no_lock = true};
+	static struct snapshotting snapshot;
+	static struct call writer;
+
+	create(4096, 16, 2 * MiB); /* one L2 table */
+	start(&opts);
+	memset(buffer, 'a', sizeof(buffer));
+	for (uint64_t at = 0; at < 2 * MiB; at += 64 * KiB)
+		assert_int_equal(request(BLK_WRITE, 0, at, 64 * KiB), 0);
+	snapshot_begin(&snapshot, qcow2_snapshot_create, "s");
+	assert_int_equal(snapshot.ret, 0);
+	hold_appended(1);
+	buffer[0] = 'b';
+	send_request(&writer, BLK_WRITE, 0, MiB, 4096);
+	assert_int_equal(nr_held, 1); /* the copy of the table */
+	snapshot_begin(&snapshot, qcow2_snapshot_delete, "s");
+	release();
+	assert_int_equal(writer.ret, 0);
+	assert_int_equal(snapshot.ret, 0);
+	assert_int_equal(request(BLK_READ, 0, MiB, 4096), 0);
+	assert_int_equal(buffer[0], 'b');
+	assert_int_equal(buffer[1], 'a');
+	assert_int_equal(stop(), 0);
+	assert_sound();
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_a_table_is_copied_while_its_snapshot_is_deleted),
+	};
+	int ret = cmocka_run_group_tests(tests, NULL, NULL);
+
+	memory_destroy(&disk);
+	return ret;
+}

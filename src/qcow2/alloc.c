@@ -540,6 +540,8 @@ static int rt_switch(struct qcow2_image *img, const struct rt_plan *p)
 
 	if (!ret)
 		return writeback_sync(img);
+	if (!img->hdr.update_wrote)
+		return ret;
 	/*
 	 * The sector may be the old one or the new one. Both are right as long as neither table
 	 * changes, so nothing goes on before it is known to be the old one.

@@ -564,7 +564,7 @@ static void encode_changing(struct qcow2_disk_header *d, const struct qcow2_head
 	d->autoclear_features = be64_make(h->autoclear);
 }
 
-static int store(struct storage *st, const struct qcow2_header *h)
+static int store(struct storage *st, struct qcow2_header *h)
 {
 	_Alignas(4096) uint8_t block[4096];
 	struct qcow2_disk_header disk;
@@ -572,6 +572,7 @@ static int store(struct storage *st, const struct qcow2_header *h)
 	int ret;
 
 	assert(len <= sizeof(block));
+	h->update_wrote = false;
 	ret = storage_pread(st, 0, block, len);
 	if (ret)
 		return ret;
@@ -581,6 +582,7 @@ static int store(struct storage *st, const struct qcow2_header *h)
 		return -EIO;
 	encode_changing(&disk, h);
 	memcpy(block, &disk, sizeof(disk));
+	h->update_wrote = true;
 	return storage_pwrite(st, 0, block, len);
 }
 

@@ -68,6 +68,7 @@ struct qcow2_header {
 	uint64_t luks_bytes;
 
 	struct co_mutex updating;
+	bool update_wrote; /* the last update came so far that the file may have changed */
 
 	/* The image's own name for each incompatible bit; empty if it has none. */
 	char incompatible_names[64][sizeof(((struct qcow2_disk_feature_name *)0)->name) + 1];
@@ -115,7 +116,8 @@ int qcow2_header_servable(const struct qcow2_header *h, bool read_only,
  * Updates: each is one write inside the header's first sector (as many whole blocks as the storage
  * asks for, the rest of them read and written back), without a sync. In a coroutine or outside of
  * any loop; one at a time, others wait for it: each writes all of the sector. @h changes when the write
- * succeeded; after an error the file has the old values or the new ones. No allocation.
+ * succeeded; after an error the file has the old values or, if update_wrote says so right then, maybe the new
+ * ones. No allocation.
  */
 int qcow2_header_set_refcount_table(struct storage *st, struct qcow2_header *h, uint64_t rt_offset,
 				    uint32_t rt_clusters) must_check;

@@ -54,8 +54,9 @@ static int header_switch(struct qcow2_image *img, uint64_t l1_offset, uint64_t l
 
 	if (!ret)
 		return writeback_sync(img);
-	if (qcow2_header_set_disk(img->st, &img->hdr, old.l1_offset, old.l1_entries, old.size_bytes) ||
-	    writeback_sync(img))
+	if (img->hdr.update_wrote &&
+	    (qcow2_header_set_disk(img->st, &img->hdr, old.l1_offset, old.l1_entries, old.size_bytes) ||
+	     writeback_sync(img)))
 		writeback_give_up(img, ret);
 	return ret;
 }

@@ -243,9 +243,11 @@ static void protect(struct operation *op, uint64_t hcluster, uint64_t clusters)
  * After a header update failed: it may be in the file or not. Both are good as long as nothing changes,
  * so nothing goes on before it is known to be the old one.
  */
-static int switch_failed(struct operation *op, int ret, int restored)
+static int switch_failed(struct operation *op, int ret, int (*restore)(struct qcow2_image *img,
+								       const struct qcow2_header *old),
+			 const struct qcow2_header *old)
 {
-	if (restored || writeback_sync(op->img))
+	if (op->img->hdr.update_wrote && (restore(op->img, old) || writeback_sync(op->img)))
 		writeback_give_up(op->img, ret);
 	return error_set(op->err, ret, "%s: cannot write the header: %s", op->img->st->name,
 			 strerror(-ret));
@@ -260,19 +262,26 @@ static int switched(struct operation *op)
 		   : 0;
 }
 
+static int restore_table(struct qcow2_image *img, const struct qcow2_header *old)
+{
+	return qcow2_header_set_snapshots(img->st, &img->hdr, old->snapshots_offset, old->nb_snapshots);
+}
+
 /* The header says from now on that the snapshot table is the new one; durably. */
 static int switch_table(struct operation *op)
 {
 	struct qcow2_image *img = op->img;
-	uint64_t old_offset = img->hdr.snapshots_offset;
-	uint32_t old_count = img->hdr.nb_snapshots;
+	const struct qcow2_header old = {.snapshots_offset = img->hdr.snapshots_offset,
+					 .nb_snapshots = img->hdr.nb_snapshots};
 	uint64_t offset = op->table_clusters ? op->table_hcluster << img->cluster_bits : 0;
 	int ret = qcow2_header_set_snapshots(img->st, &img->hdr, offset, op->list.count);
 
-	if (!ret)
-		return switched(op);
-	return switch_failed(op, ret,
-			     qcow2_header_set_snapshots(img->st, &img->hdr, old_offset, old_count));
+	return ret ? switch_failed(op, ret, restore_table, &old) : switched(op);
+}
+
+static int restore_disk(struct qcow2_image *img, const struct qcow2_header *old)
+{
+	return qcow2_header_set_disk(img->st, &img->hdr, old->l1_offset, old->l1_entries, old->size_bytes);
 }
 
 /* The header says from now on that the L1 table is the new one; durably. */
@@ -285,11 +294,7 @@ static int switch_disk(struct operation *op, uint32_t entries, uint64_t size_byt
 	uint64_t offset = op->l1_hcluster << img->cluster_bits;
 	int ret = qcow2_header_set_disk(img->st, &img->hdr, offset, entries, size_bytes);
 
-	if (!ret)
-		return switched(op);
-	return switch_failed(op, ret,
-			     qcow2_header_set_disk(img->st, &img->hdr, old.l1_offset,
-						   old.l1_entries, old.size_bytes));
+	return ret ? switch_failed(op, ret, restore_disk, &old) : switched(op);
 }
 
 /* The operation is done; what is left makes room and flags, and a crash or an error loses those only. */

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
  * Proves of the engine what happens where operations meet: an L2 table that a write is copying, as a snapshot
- * shares it, may become the disk's alone meanwhile, when that snapshot is deleted.
+ * shares it, may become the disk's alone meanwhile, when that snapshot is deleted. A change of the header that
+ * fails as the header cannot be read has changed nothing, and everything goes on.
  */
 #include "engine.h"
 
@@ -87,10 +88,48 @@ static void test_a_table_is_copied_while_its_snapshot_is_deleted(void **state)
 	assert_sound();
 }
 
+static void fail_ios(struct loop_msg *msg)
+{
+	while (nr_held) {
+		struct storage_io *io = held[--nr_held];
+
+		io->complete(io, -EIO);
+	}
+}
+
+static void test_a_header_that_cannot_be_read_is_not_changed(void **state)
+{
+	struct qcow2_options opts = {.no_lock = true};
+	static struct snapshotting snapshot;
+
+	create(4096, 16, 2 * MiB);
+	start(&opts);
+	assert_int_equal(request(BLK_WRITE, 0, 0, 4096), 0);
+	hold_reads_from = 0;
+	hold_reads_to = 512;
+	snapshot_begin(&snapshot, qcow2_snapshot_create, "s");
+	assert_int_equal(nr_held, 1);
+	while (nr_held) {
+		struct loop_msg msg = {.fn = fail_ios};
+
+		loop_post(loop, &msg);
+		turn();
+	}
+	hold_reads_to = 0;
+	assert_int_equal(snapshot.ret, -EIO);
+	assert_int_equal(request(BLK_WRITE, 0, 0, 4096), 0);
+	assert_int_equal(request(BLK_FLUSH, 0, 0, 0), 0);
+	snapshot_begin(&snapshot, qcow2_snapshot_create, "s");
+	assert_int_equal(snapshot.ret, 0);
+	assert_int_equal(stop(), 0);
+	assert_sound();
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_a_table_is_copied_while_its_snapshot_is_deleted),
+		cmocka_unit_test(test_a_header_that_cannot_be_read_is_not_changed),
 	};
 	int ret = cmocka_run_group_tests(tests, NULL, NULL);
 

@@ -573,6 +573,7 @@ static int refcount_table_grow(struct qcow2_image *img)
 		atomic_store(&t->live[p.first_block + b], (p.first + b) << img->cluster_bits);
 	if (img->zero_hcluster != UINT64_MAX)
 		img->zero_hcluster = max_of(img->zero_hcluster, p.first + p.blocks + p.clusters);
+	reclaim_touch(&img->reclaim, p.first, p.blocks + p.clusters);
 	ret = rt_write_new(img, &p);
 	if (!ret)
 		ret = rt_switch(img, &p);
@@ -862,6 +863,7 @@ static int take_fresh(struct qcow2_image *img, uint64_t clusters, uint64_t *hclu
 	for (uint64_t c = p.first; c < p.first + p.blocks + clusters; c++)
 		if (metaset_has(&img->metaset, c))
 			return -EIO; /* in use, and counted by nothing */
+	reclaim_touch(&img->reclaim, p.first, p.blocks + clusters);
 	ret = write_fresh_blocks(img, &p);
 	for (uint64_t b = 0; !ret && b < p.blocks; b++) {
 		ret = metaset_add(&img->metaset, p.first + b);

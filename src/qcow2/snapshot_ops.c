@@ -294,7 +294,16 @@ static int switch_disk(struct operation *op, uint32_t entries, uint64_t size_byt
 	uint64_t offset = op->l1_hcluster << img->cluster_bits;
 	int ret = qcow2_header_set_disk(img->st, &img->hdr, offset, entries, size_bytes);
 
-	return ret ? switch_failed(op, ret, restore_disk, &old) : switched(op);
+	if (ret)
+		return switch_failed(op, ret, restore_disk, &old);
+	ret = switched(op);
+	/*
+	 * Requests go on with the old table. Whoever takes over from this process reads the header as it is in
+	 * the file, durable or not, and replays the log of these requests.
+	 */
+	if (ret && restore_disk(img, &old))
+		log_err("%s: the header is that of the snapshot now", img->st->name);
+	return ret;
 }
 
 /* The operation is done; what is left makes room and flags, and a crash or an error loses those only. */

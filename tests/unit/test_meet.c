@@ -3,7 +3,8 @@
  * Proves of the engine what happens where operations meet: an L2 table that a write is copying, as a snapshot
  * shares it, may become the disk's alone meanwhile, when that snapshot is deleted. A change of the header that
  * fails as the header cannot be read has changed nothing, and everything goes on. A large table that is made
- * while leaks are looked for is none, wherever its refcount blocks are.
+ * while leaks are looked for is none, wherever its refcount blocks are. And going back to a snapshot, if its last
+ * sync fails, leaves the disk as it was to who takes over from a killed process, too.
  */
 #include "engine.h"
 
@@ -183,12 +184,93 @@ static void test_a_new_table_is_no_leak(void **state)
 	assert_int_equal(stop(), 0);
 }
 
+static void release_header(struct loop_msg *msg)
+{
+	assert_true(nr_held == 1 && held[0]->op == STORAGE_WRITE);
+	hold_header = false;
+	hold_syncs = true;
+	nr_held = 0;
+	memory_submit(&disk.st, held[0]);
+}
+
+static void release_and_hold_syncs(void)
+{
+	struct loop_msg msg = {.fn = release_header};
+
+	loop_post(loop, &msg);
+	turn();
+}
+
+static void write_value(uint8_t value, uint64_t offset)
+{
+	memset(buffer, value, 4096);
+	assert_int_equal(request(BLK_WRITE, 0, offset, 4096), 0);
+}
+
+static void assert_value(uint8_t value, uint64_t offset)
+{
+	assert_int_equal(request(BLK_READ, 0, offset, 4096), 0);
+	assert_int_equal(buffer[0], value);
+}
+
+static void fail_held(void)
+{
+	struct loop_msg msg = {.fn = fail_ios};
+
+	hold_syncs = false;
+	loop_post(loop, &msg);
+	turn();
+}
+
+static void test_a_snapshot_that_could_not_be_synced_was_not_applied(void **state)
+{
+	static _Alignas(4096) uint8_t log[LOG_BYTES], log_then[LOG_BYTES];
+	struct qcow2_options opts = {.no_lock = true,
+				     .log_base = log,
+				     .log_bytes = LOG_BYTES,
+				     .log_identity = "test",
+				     .log_identity_bytes = 4};
+	static struct snapshotting snapshot;
+	static struct memory then;
+
+	create(4096, 16, 2 * MiB);
+	start(&opts);
+	write_value('a', 0);
+	snapshot_begin(&snapshot, qcow2_snapshot_create, "s");
+	assert_int_equal(snapshot.ret, 0);
+	write_value('b', 0);
+	hold_header = true;
+	snapshot_begin(&snapshot, qcow2_snapshot_apply, "s");
+	assert_int_equal(nr_held, 1);
+	release_and_hold_syncs();
+	assert_int_equal(nr_held, 1);
+	fail_held();
+	assert_int_equal(snapshot.ret, -EIO);
+	assert_value('b', 0);
+	write_value('c', 8192);
+
+	/* killed */
+	memory_init(&then);
+	memory_copy(&then, &disk);
+	memcpy(log_then, log, sizeof(log));
+	assert_int_equal(stop(), -EIO);
+	memory_copy(&disk, &then);
+	memcpy(log, log_then, sizeof(log));
+	memory_destroy(&then);
+	opts.log_recover = true;
+	start(&opts);
+	assert_value('b', 0);
+	assert_value('c', 8192);
+	assert_int_equal(stop(), -EIO);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_a_table_is_copied_while_its_snapshot_is_deleted),
 		cmocka_unit_test(test_a_header_that_cannot_be_read_is_not_changed),
 		cmocka_unit_test(test_a_new_table_is_no_leak),
+		cmocka_unit_test(test_a_snapshot_that_could_not_be_synced_was_not_applied),
 	};
 	int ret = cmocka_run_group_tests(tests, NULL, NULL);
 

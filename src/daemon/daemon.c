@@ -54,6 +54,8 @@
 
 /* Queues of a device for which no number was asked. */
 #define QUEUES_AUTO_MAX 4
+/* Requests in flight in a queue, however long they are. */
+#define DEPTH_LEAST 4
 
 /* For a moment's user to close the device. */
 #define RELEASE_TRIES 20
@@ -341,6 +343,34 @@ static void queues_note(const struct daemon *d, unsigned possible, struct daemon
 	report->note(report, text);
 }
 
+/*
+ * How many requests are in flight: fewer than were asked for where they have to be long, so that their memory
+ * has a bound. A device that is there already stays as it is.
+ */
+static unsigned depth_choose(const struct daemon *d, const struct frontend_options *options,
+			     struct daemon_report *report)
+{
+	const struct frontend_ops *ops = d->frontend_ops;
+	uint64_t whole = d->target->limits.whole_bytes, most = ops->request_max_bytes;
+	unsigned depth = d->config.target_options.depth;
+	char text[128];
+
+	if (options->recover)
+		return depth;
+	if (ops->loop_request_max_bytes && !d->config.no_loop)
+		most = ops->loop_request_max_bytes;
+	if (whole > most) {
+		snprintf(text, sizeof(text),
+			 "no request of the %s front end holds a whole cluster of %u bytes: none is compressed",
+			 ops->name, (unsigned)whole);
+		report->note(report, text);
+		return depth;
+	}
+	while (whole && depth > DEPTH_LEAST && depth * whole * options->queues > ops->requests_max_bytes)
+		depth /= 2;
+	return depth;
+}
+
 /* What the target needs to survive this process. */
 static int recovery_prepare(struct daemon *d, struct error *err)
 {
@@ -378,7 +408,6 @@ static int device_start(struct daemon *d, struct daemon_report *report, struct e
 	const char *slash = o->path ? strrchr(o->path, '/') : NULL;
 	struct frontend_options options = {
 		.id = d->config.id,
-		.depth = o->depth,
 		.no_loop = d->config.no_loop,
 		.recovery = supervision ? d->config.recovery : FRONTEND_RECOVERY_OFF,
 		.data_path = d->config.data_path,
@@ -405,6 +434,7 @@ static int device_start(struct daemon *d, struct daemon_report *report, struct e
 		return ret;
 	privileges_opened(&d->privileges);
 	options.queues = min_of(o->queues, d->target->limits.max_queues);
+	options.depth = depth_choose(d, &options, report);
 	ret = d->frontend_ops->start(&d->frontend, d->target, &options, err);
 	/* Its queue is stuck in the target, which so must not be closed; see frontend.h. */
 	if (ret == -ETIMEDOUT)
@@ -420,6 +450,7 @@ static int device_start(struct daemon *d, struct daemon_report *report, struct e
 		snprintf(d->entry.data_path, sizeof(d->entry.data_path), "%s",
 			 d->frontend_ops->data_path(d->frontend));
 	d->entry.queues = d->frontend_ops->queues(d->frontend);
+	d->entry.depth = d->frontend_ops->depth ? d->frontend_ops->depth(d->frontend) : options.depth;
 	if (d->entry.queues < o->queues)
 		queues_note(d, options.queues, report);
 	d->entry.size_bytes = d->target->limits.size_bytes;

@@ -278,6 +278,8 @@ static int loop_bind(struct frontend *f, struct error *err)
 		.size_bytes = limits->size_bytes,
 		.read_only = limits->read_only,
 		.part_scan = f->part_scan,
+		/* else the loop device's are cut in the middle of such a piece */
+		.request_bytes = limits->whole_bytes ? session_payload_max(f->session) : 0,
 	};
 	pid_t opener;
 	int ret = host_loop_bind_start(&f->host, &loop, &opener, err);
@@ -539,6 +541,9 @@ static int fuse_resize(struct frontend *f, uint64_t size_bytes, struct error *er
 const struct frontend_ops frontend_fuse = {
 	.name = "fuse",
 	.queues_max = 1,
+	.request_max_bytes = SESSION_PAYLOAD_MAX,
+	.loop_request_max_bytes = LOOPDEV_REQUEST_BYTES,
+	.requests_max_bytes = SESSION_MEMORY_BYTES,
 	.probe = fuse_probe,
 	.help = {[HELPER_HOST] = host_help},
 	.start = fuse_start,

@@ -47,7 +47,7 @@ struct message {
 	uint32_t op;
 	int32_t id;
 	uint64_t seq, size_bytes;
-	uint32_t block_bytes;
+	uint32_t block_bytes, request_bytes;
 	bool with_loop, read_only, part_scan, allow_other, force;
 	char name[FUSE_NAME_BYTES];
 	char text[1024]; /* the answer: what is wrong */
@@ -149,6 +149,7 @@ static int bind_in_child(void *arg, struct error *err)
 		.size_bytes = m->size_bytes,
 		.read_only = m->read_only,
 		.part_scan = m->part_scan,
+		.request_bytes = m->request_bytes,
 	};
 	int fd = rundir_open_file(call->run_dir, m->id, m->name, m->read_only ? O_RDONLY : O_RDWR), ret;
 
@@ -398,6 +399,7 @@ int host_loop_bind_start(struct host *h, const struct host_loop *loop, pid_t *op
 	m.size_bytes = loop->size_bytes;
 	m.read_only = loop->read_only;
 	m.part_scan = loop->part_scan;
+	m.request_bytes = loop->request_bytes;
 	ret = host_call(h, &m, -1, QUICK_MS, err);
 	*opener = max_of(ret, 0);
 	return min_of(ret, 0);

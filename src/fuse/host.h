@@ -43,6 +43,7 @@ struct host_loop {
 	uint64_t size_bytes; /* what must come out */
 	bool read_only;
 	bool part_scan;
+	uint32_t request_bytes; /* requests are no longer than that; 0: as the kernel likes */
 };
 
 /* The folder's file; @s serves it. */

@@ -159,6 +159,20 @@ static int bound_check(int claim_fd, int number, const struct loopdev_params *pa
 	return 0;
 }
 
+/* Only a matter of speed, or of how much is compressed. */
+static void request_limit(int number, uint32_t bytes)
+{
+	char path[64], text[16];
+	int fd, len = snprintf(text, sizeof(text), "%u", bytes / 1024);
+
+	snprintf(path, sizeof(path), "/sys/block/loop%d/queue/max_sectors_kb", number);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0 || write(fd, text, (size_t)len) != len)
+		log_warn("%s cannot be set to %s: %s", path, text, strerror(errno));
+	if (fd >= 0)
+		close(fd);
+}
+
 int loopdev_bind(int claim_fd, int number, int backing_fd, const struct loopdev_params *params,
 		 struct error *err)
 {
@@ -182,6 +196,8 @@ int loopdev_bind(int claim_fd, int number, int backing_fd, const struct loopdev_
 		error_set(err, ret, "/dev/loop%d: %s", number, strerror(-ret));
 	else
 		ret = bound_check(claim_fd, number, params, err);
+	if (!ret && params->request_bytes)
+		request_limit(number, params->request_bytes);
 	return ret;
 }
 

@@ -15,6 +15,8 @@
 #include "base/error.h"
 
 #define LOOPDEV_PATH_BYTES 32
+/* A request is of 128 segments at most, which may be single pages. */
+#define LOOPDEV_REQUEST_BYTES (512u << 10)
 
 void loopdev_path(char out[LOOPDEV_PATH_BYTES], int number);
 
@@ -33,6 +35,7 @@ struct loopdev_params {
 	uint64_t size_bytes; /* what must come out */
 	bool read_only;
 	bool part_scan; /* partitions are looked for */
+	uint32_t request_bytes; /* the longest request, if sysfs can be written; 0: the kernel's choice */
 };
 
 /*

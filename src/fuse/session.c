@@ -73,8 +73,6 @@ enum {
 	REQUEST_HEAD_BYTES = sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in),
 	SMALL_REPLY_BYTES = PAGE_BYTES - REQUEST_HEAD_BYTES,
 	PAYLOAD_MIN = 128 << 10,
-	PAYLOAD_MAX = 1 << 20,	 /* what libfuse and the kernel's default allow */
-	MEMORY_BYTES = 32 << 20, /* of all slots' payloads; many slots get smaller ones */
 	READS = 4,		 /* in flight at once */
 	ATTR_SECONDS = 1,
 };
@@ -646,9 +644,9 @@ static int slots_create(struct session *s, struct error *err)
 	unsigned depth = s->params.depth;
 	int ret;
 
-	s->payload_max = (uint32_t)align_down(MEMORY_BYTES / depth, PAYLOAD_MIN);
+	s->payload_max = (uint32_t)align_down(SESSION_MEMORY_BYTES / depth, PAYLOAD_MIN);
 	s->payload_max =
-		min_of(max_of(s->payload_max, (uint32_t)PAYLOAD_MIN), (uint32_t)PAYLOAD_MAX);
+		min_of(max_of(s->payload_max, (uint32_t)PAYLOAD_MIN), SESSION_PAYLOAD_MAX);
 	s->slot_bytes = PAGE_BYTES + s->payload_max + FLAT_SLACK_BYTES;
 	ret = flat_create(&s->flat, s->target, depth, s->payload_max, err);
 	if (ret)
@@ -688,6 +686,11 @@ static int libfuse_create(struct session *s, struct error *err)
 	s->se = fuse_session_new(&args, &session_ops, sizeof(session_ops), s);
 	fuse_opt_free_args(&args);
 	return s->se ? 0 : error_set(err, -ENOMEM, "libfuse cannot be set up");
+}
+
+uint32_t session_payload_max(const struct session *s)
+{
+	return s->payload_max;
 }
 
 int session_create(struct session **out, const struct session_params *params, struct error *err)

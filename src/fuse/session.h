@@ -30,10 +30,15 @@ struct session_params {
 	void *arg;
 };
 
+#define SESSION_PAYLOAD_MAX (1u << 20)	/* what libfuse and the kernel's default allow */
+#define SESSION_MEMORY_BYTES (32u << 20) /* of all requests' payloads; many requests get smaller ones */
+
 /* ---- on the main thread ---- */
 
 int session_create(struct session **out, const struct session_params *params,
 		   struct error *err) must_check;
+/* The longest READ and WRITE. */
+uint32_t session_payload_max(const struct session *s);
 /* Accepts NULL. After the session has ended, or if it was never started. Does not unmount. */
 void session_destroy(struct session *s);
 

@@ -59,6 +59,10 @@ struct frontend_ops {
 	const char *name; /* "ublk", "fuse" */
 	unsigned queues_max; /* 0: as many as one likes */
 	bool can_recover; /* knows options.recovery and options.recover */
+	/* What a request can hold at most, and what all in flight are to hold together. */
+	uint32_t request_max_bytes;
+	uint32_t loop_request_max_bytes; /* the same through the loop device; 0: there is none */
+	uint64_t requests_max_bytes;
 
 	/* 0 if this host has it; else -errno and @err says why in one phrase ("no /dev/ublk-control"). */
 	int (*probe)(struct error *err);
@@ -76,6 +80,8 @@ struct frontend_ops {
 	const char *(*device)(const struct frontend *f);
 	/* How many queues there are: maybe fewer than were asked for. */
 	unsigned (*queues)(const struct frontend *f);
+	/* Of how many requests each is; NULL: of as many as were asked for. */
+	unsigned (*depth)(const struct frontend *f);
 	/* "copy", "user-copy", "zero-copy"; NULL if there is but one. */
 	const char *(*data_path)(const struct frontend *f);
 	/* NULL if there are none. */

@@ -71,6 +71,7 @@ struct target_limits {
 	uint32_t physical_block_bytes;	 /* >= logical, power of two */
 	uint32_t io_min_bytes;		 /* power of two */
 	uint32_t io_opt_bytes;		 /* power of two; 0: none */
+	uint32_t whole_bytes;		 /* a WRITE is worth more if it has such pieces whole; 0: any will do */
 	uint32_t discard_granularity;	 /* 0: DISCARD is not supported */
 	uint64_t max_discard_bytes;	 /* in one request */
 	uint64_t max_write_zeroes_bytes; /* in one request; 0: not supported */

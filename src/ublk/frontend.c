@@ -612,6 +612,11 @@ static unsigned ublk_queues(const struct frontend *f)
 	return f->info.nr_hw_queues;
 }
 
+static unsigned ublk_depth(const struct frontend *f)
+{
+	return f->info.queue_depth;
+}
+
 static const char *ublk_data_path(const struct frontend *f)
 {
 	return f->path->name;
@@ -694,6 +699,8 @@ static int ublk_resize(struct frontend *f, uint64_t size_bytes, struct error *er
 const struct frontend_ops frontend_ublk = {
 	.name = "ublk",
 	.can_recover = true,
+	.request_max_bytes = UBLK_REQUEST_MAX_BYTES,
+	.requests_max_bytes = UBLK_REQUESTS_MAX_BYTES,
 	.probe = ublk_probe,
 	.help =
 		{
@@ -706,6 +713,7 @@ const struct frontend_ops frontend_ublk = {
 	.id = ublk_id,
 	.device = ublk_device,
 	.queues = ublk_queues,
+	.depth = ublk_depth,
 	.data_path = ublk_data_path,
 	.figures = ublk_figures,
 	.gone_fd = ublk_gone_fd,

@@ -15,10 +15,9 @@
 
 #include "base/math.h"
 
-/* What all request buffers of a device may take together, and the sizes of one. */
-#define BUF_TOTAL_MAX (256 * MiB)
-#define BUF_MAX	      (512 * KiB)
-#define BUF_MIN	      (64 * KiB)
+/* The sizes of a request's buffer, unless the target wants more. */
+#define BUF_MAX (512 * KiB)
+#define BUF_MIN (64 * KiB)
 
 static uint8_t log2_of(uint64_t v)
 {
@@ -127,12 +126,13 @@ int ublk_params_check(const struct ublk_params *want, const struct ublk_params *
 
 uint32_t ublk_buf_bytes(unsigned queues, unsigned depth, const struct target_limits *limits)
 {
-	uint64_t bytes = BUF_MAX;
+	uint64_t bytes = BUF_MAX, whole = min_of(limits->whole_bytes, UBLK_REQUEST_MAX_BYTES);
 
 	if (limits->max_request_bytes)
 		bytes = min_of(bytes, (uint64_t)limits->max_request_bytes);
-	while (bytes > BUF_MIN && bytes * queues * depth > BUF_TOTAL_MAX)
+	while (bytes > BUF_MIN && bytes * queues * depth > UBLK_REQUESTS_MAX_BYTES)
 		bytes /= 2;
+	bytes = max_of(bytes, whole);
 	return (uint32_t)max_of(bytes, (uint64_t)limits->logical_block_bytes);
 }
 

@@ -24,7 +24,10 @@ void ublk_params_align(struct ublk_params *params, uint32_t memory_bytes);
 int ublk_params_check(const struct ublk_params *want, const struct ublk_params *got,
 		      struct error *err) must_check;
 
-/* How large one request's buffer is made, so that all of them stay under a bound. */
+#define UBLK_REQUEST_MAX_BYTES (2u << 20)    /* a whole cluster of qcow2's largest */
+#define UBLK_REQUESTS_MAX_BYTES (256ull << 20) /* of all in flight */
+
+/* How large one request's buffer is made: all of them stay under a bound, as long as each can be whole. */
 uint32_t ublk_buf_bytes(unsigned queues, unsigned depth, const struct target_limits *limits);
 
 /*

@@ -168,10 +168,18 @@ static void test_params_check(void **state)
 
 static void test_buf_bytes(void **state)
 {
+	struct target_limits whole = disk;
+
 	assert_int_equal(ublk_buf_bytes(1, 128, &disk), 512 * KiB);
 	assert_int_equal(ublk_buf_bytes(4, 128, &disk), 512 * KiB);
 	assert_int_equal(ublk_buf_bytes(8, 128, &disk), 256 * KiB);
 	assert_int_equal(ublk_buf_bytes(4096, 4096, &disk), 64 * KiB);
+	whole.whole_bytes = 64 * KiB;
+	assert_int_equal(ublk_buf_bytes(4, 128, &whole), 512 * KiB);
+	whole.whole_bytes = 2 * MiB;
+	assert_int_equal(ublk_buf_bytes(4, 32, &whole), 2 * MiB);
+	whole.whole_bytes = 4 * MiB;
+	assert_int_equal(ublk_buf_bytes(4, 32, &whole), 2 * MiB);
 }
 
 static int decode(struct blk_request *req, uint32_t op_flags, uint64_t sector, uint32_t sectors)

@@ -252,11 +252,23 @@ static bool anybody_has_open(dev_t disk)
 	return found;
 }
 
+/* Somebody has taken it away: nobody can use it any more, whoever still has it open. */
+static bool disk_is_gone(const char *path)
+{
+	const char *name = strrchr(path, '/');
+	char disk[64];
+	int len = snprintf(disk, sizeof(disk), "/sys/block/%s", name ? name + 1 : path);
+
+	return len < (int)sizeof(disk) && access("/sys/block", F_OK) == 0 && access(disk, F_OK) && errno == ENOENT;
+}
+
 int ublk_block_busy(const char *path)
 {
 	struct stat st;
 	int fd;
 
+	if (disk_is_gone(path))
+		return 0;
 	if (stat(path, &st))
 		return -errno;
 	if (!S_ISBLK(st.st_mode))

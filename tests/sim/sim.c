@@ -173,7 +173,8 @@ static void explore_summary(const struct explorer *e, double seconds)
 	       " by qemu-img; %" PRIu64 " had leaks, %" PRIu64 " the dirty bit, %" PRIu64
 	       " a valid bitmap\n",
 	       v->deep, v->checker, v->qemu, v->leaky, v->dirty, v->bitmaps);
-	printf("of %" PRIu64 " runs the data lay in a file of its own, %" PRIu64 " were encrypted\n",
+	printf("of %" PRIu64 " runs the data lay in a file of its own, %" PRIu64
+	       " were encrypted\n",
 	       e->apart, e->encrypted);
 }
 
@@ -294,13 +295,13 @@ static bool mutant_fault(struct explorer *e, uint64_t seed)
 }
 
 /*
- * In a process of its own: a broken rule may end it. Tells on @out how many states it has explored.
+ * In a process of its own: a broken rule may end it. Tells on @out how many states it has explored, and up to which
+ * seed.
  */
-static int mutant_child(int mutant, uint64_t states, int out)
+static int mutant_child(int mutant, uint64_t seed, uint64_t states, int out)
 {
 	struct explorer e;
 	bool ok = true;
-	uint64_t seed = 1;
 	struct run r;
 
 	mutant_set(mutant);
@@ -317,20 +318,24 @@ static int mutant_child(int mutant, uint64_t states, int out)
 		}
 		ok = ok && overlap_seed(&e, seed) && mutant_fault(&e, seed) &&
 		     kills_explore(&e, seed % 2 ? RUN_TINY : RUN_SMALL, seed, &r);
-		dprintf(out, "%" PRIu64 "\n", e.explored);
+		dprintf(out, "%" PRIu64 " %" PRIu64 "\n", e.explored, seed);
 	}
 	return !ok;
 }
 
-/* How the child ended, and how many states it looked at. */
-static int mutant_explore(int mutant, uint64_t states, uint64_t *explored)
+struct explored {
+	uint64_t states, seed; /* the last one */
+};
+
+/* How the child ended that began with @seed, and what it looked at. */
+static int mutant_explore(int mutant, uint64_t seed, uint64_t states, struct explored *explored)
 {
 	int fds[2], status;
 	char line[64];
 	pid_t pid;
 	FILE *in;
 
-	*explored = 0;
+	*explored = (struct explored){0, seed};
 	fflush(stdout);
 	if (pipe(fds) || (pid = fork()) < 0)
 		return -1;
@@ -338,61 +343,79 @@ static int mutant_explore(int mutant, uint64_t states, uint64_t *explored)
 		close(fds[0]);
 		if (!freopen("/dev/null", "w", stdout) || !freopen("/dev/null", "w", stderr))
 			_exit(2);
-		_exit(mutant_child(mutant, states, fds[1]));
+		_exit(mutant_child(mutant, seed, states, fds[1]));
 	}
 	close(fds[1]);
 	in = fdopen(fds[0], "r");
 	while (in && fgets(line, sizeof(line), in))
-		*explored = strtoull(line, NULL, 10);
+		if (sscanf(line, "%" SCNu64 " %" SCNu64, &explored->states, &explored->seed) != 2)
+			break;
 	if (in)
 		fclose(in);
 	return waitpid(pid, &status, 0) == pid ? status : -1;
 }
 
-static bool mutant_caught(int mutant, uint64_t states)
+static bool mutant_caught(int mutant, uint64_t seed, uint64_t states, struct explored *explored)
 {
-	uint64_t explored;
-	int status = mutant_explore(mutant, states, &explored);
+	int status = mutant_explore(mutant, seed, states, explored);
 	bool found = WIFEXITED(status) && WEXITSTATUS(status) == 1;
 	bool asserted = WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT;
 
 	if (found || asserted)
-		printf("%-22s caught after %" PRIu64 " states%s\n", mutant_name(mutant), explored,
+		printf("%-22s caught after %" PRIu64 " states, seeds %" PRIu64 " to %" PRIu64
+		       "%s\n",
+		       mutant_name(mutant), explored->states, seed, explored->seed,
 		       asserted ? ", by an assertion" : "");
 	else
 		printf("%-22s NOT caught in %" PRIu64 " states (status %#x)\n", mutant_name(mutant),
-		       explored, status);
+		       explored->states, status);
 	return found || asserted;
 }
 
-/*
- * The first of the same states without a mutant must all be good, or being caught would mean nothing: as many as
- * nearly all mutants need. `explore` goes through more.
- */
-#define GOOD_STATES 25000
+/* The same states without a mutant must all be good, or being caught would mean nothing. */
+static bool good_without(uint64_t seed, uint64_t states)
+{
+	struct explored explored;
+	int status = mutant_explore(0, seed, states, &explored);
+
+	if (status)
+		printf("FAILED without a mutant, after %" PRIu64 " states, seeds %" PRIu64
+		       " to %" PRIu64 " (status %#x)\n",
+		       explored.states, seed, explored.seed, status);
+	else
+		printf("no failure in %" PRIu64 " states without one, seeds %" PRIu64 " to %" PRIu64
+		       "\n",
+		       explored.states, seed, explored.seed);
+	return !status;
+}
 
 static int command_mutants(const struct options *o)
 {
-	uint64_t states = o->states ? o->states : 30000, explored;
-	int caught = 0, count = mutant_count(), status;
+	uint64_t states = o->states ? o->states : 30000, needed = 1;
+	int caught = 0, count = mutant_count();
+	struct explored explored;
+	bool good = true;
 
 	if (count == 1) {
 		printf("this program has no mutants; use sim-mutants\n");
 		return 2;
 	}
 	if (o->mutant_number)
-		return !mutant_caught(o->mutant_number, states);
-	status = mutant_explore(0, min_of(states, (uint64_t)GOOD_STATES), &explored);
-	if (status) {
-		printf("FAILED without a mutant, after %" PRIu64 " states (status %#x)\n", explored,
-		       status);
-		return 1;
+		return !mutant_caught(o->mutant_number, o->seed, states, &explored);
+	for (int m = 1; m < count; m++) {
+		uint64_t seed = mutant_first_seed(m);
+
+		if (!mutant_caught(m, seed, states, &explored))
+			continue;
+		caught++;
+		if (seed == 1)
+			needed = max_of(needed, explored.states);
+		else
+			good &= good_without(seed, max_of(explored.states, (uint64_t)1));
 	}
-	for (int m = 1; m < count; m++)
-		caught += mutant_caught(m, states);
-	printf("%d of %d mutants caught; no failure in %" PRIu64 " states without one\n", caught,
-	       count - 1, explored);
-	return caught != count - 1;
+	good &= good_without(1, needed);
+	printf("%d of %d mutants caught\n", caught, count - 1);
+	return caught != count - 1 || !good;
 }
 
 /* ---- main ---- */

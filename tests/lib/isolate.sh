@@ -22,16 +22,23 @@ mounts_under() { awk -v dir="$1/" 'index($5, dir) == 1 { print $5 }' /proc/self/
 
 ublk_devices() { ls -d /dev/ublkb* /dev/ublkc* 2>/dev/null; }
 
+# Devices that were not there before. What wrote to a device that was gone has made a file in its place.
+ublk_devices_since() {
+	local item
+	for item in $(ublk_devices); do
+		[[ $'\n'$1$'\n' == *$'\n'"$item"$'\n'* ]] || echo "$item"
+	done
+}
+
 # Says what a test left behind, and removes it as far as that is possible.
 sweep() {
-	local mark=$1 scratch=$2 before=$3 found=1 item items n
-	items=$(marked_processes "$mark")
-	for ((n = 0; n < 30; n++)); do # a daemon that was told to go may need a moment
-		[[ $items ]] || break
+	local mark=$1 scratch=$2 before=$3 found=1 item n
+	# a daemon that was told to go may need a moment, a loop device that was let go of as well
+	for ((n = 0; n < 100 * ${TEST_SLOW:-1}; n++)); do
+		[[ $(marked_processes "$mark")$(loops_under "$scratch")$(ublk_devices_since "$before") ]] || break
 		sleep 0.1
-		items=$(marked_processes "$mark")
 	done
-	for item in $items; do
+	for item in $(marked_processes "$mark"); do
 		echo "left behind: process $item: $(tr '\0' ' ' <"/proc/$item/cmdline" 2>/dev/null)"
 		found=0
 		kill -KILL "$item" 2>/dev/null
@@ -53,12 +60,10 @@ sweep() {
 		found=0
 		losetup -d "$item"
 	done
-	for item in $(ublk_devices); do
-		[[ $'\n'$before$'\n' == *$'\n'"$item"$'\n'* ]] && continue
+	for item in $(ublk_devices_since "$before"); do
 		echo "left behind: $item"
 		found=0
-		# what wrote to a device that was gone has made a file there, which is in the way of the next one
-		[[ ! -f $item ]] || rm -f "$item"
+		[[ ! -f $item ]] || rm -f "$item" # it is in the way of the next one
 	done
 	return $found
 }

@@ -24,7 +24,7 @@ bitmaps_dump() {
 			jq -c '[.[] | select(.data == false) | [.start, .start + .length]]' || status=1
 	done
 	kill "$pid"
-	for ((i = 0; i < 500; i++)); do # it holds the image's locks
+	for ((i = 0; i < 3000; i++)); do # it holds the image's locks
 		kill -0 "$pid" 2>/dev/null || return $status
 		sleep 0.02
 	done

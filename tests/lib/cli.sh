@@ -24,12 +24,12 @@ finish() {
 	exit $failed
 }
 
-# run STATUS COMMAND...: runs it within 30 s and compares the exit status; its output is in $out and
+# run STATUS COMMAND...: runs it within a minute and compares the exit status; its output is in $out and
 # $err.
 run() {
 	local want=$1 got
 	shift
-	timeout 30 "$@" >.out 2>.err
+	timeout $((60 * ${TEST_SLOW:-1})) "$@" >.out 2>.err
 	got=$?
 	out=$(cat .out)
 	err=$(cat .err)
@@ -58,7 +58,7 @@ equal() {
 
 # eventually COMMAND...: within a minute (emulation is slow) it is true.
 eventually() {
-	local end=$((SECONDS + 60))
+	local end=$((SECONDS + 60 * ${TEST_SLOW:-1}))
 	while ((SECONDS <= end)); do
 		"$@" && return 0
 		sleep 0.05

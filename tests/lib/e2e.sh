@@ -116,8 +116,9 @@ mount_device() { # FOLDER [OPTION...]
 	mounted+=("$PWD/$folder")
 }
 
-# wait_for SECONDS COMMAND...: until it succeeds; longer under emulation, and as TEST_SLOW says
-patience=${TEST_SLOW:-1}
+# wait_for SECONDS COMMAND...: until it succeeds, within so many seconds of a quiet machine: four times as long on
+# a busy one, longer under emulation, and as TEST_SLOW says
+patience=$((4 * ${TEST_SLOW:-1}))
 [[ ${VM_ACCEL:-} == tcg ]] && patience=$((patience * 3))
 wait_for() {
 	local end=$((SECONDS + $1 * patience))
@@ -161,12 +162,49 @@ start_load() {
 }
 sectors_written() { awk '{ print $7 }' "/sys/block/${device#/dev/}/stat"; }
 load_is_going() { (($(sectors_written) > sectors_before + 2000)); }
+# Waits until so much more has been written to $device: whoever writes is in the middle of it.
+wait_written() { # SECTORS [PID]: or until that process has ended
+	local goal=$(($(sectors_written) + $1))
+	written_or_ended() { (($(sectors_written) >= goal)) || { [[ ${2:-} ]] && not_running "$2"; }; }
+	wait_for 30 written_or_ended "$@" || fail "nobody writes $1 sectors to $device"
+}
+# The threads of a process, but those of io_uring's own, which come and go: they run the kernel's code alone. One
+# that has ended meanwhile is none.
+threads_of() { # PID
+	local comm
+	for comm in /proc/"$1"/task/*/comm; do
+		[[ $(cat "$comm" 2>/dev/null) == iou-* || ! -e $comm ]] || dirname "$comm"
+	done
+}
 load_fails() {
 	local status=0
 	wait "$load" || status=$?
 	((status != 0 && status != 124 && status != 137)) ||
 		fail "fio did not notice that its device is gone (status $status)"
 }
+
+# fio with crc on $device in the background, pass after pass: each writes, and reads back what it wrote. The load is
+# under way when load_verified returns; end_verified lets it end with a pass, and asserts that it met nothing.
+load_verified() { # FIO-OPTION...
+	rm -f stop
+	verified_passes "$@" &
+	load=$!
+	wait_written 2000 "$load"
+}
+verified_passes() {
+	local passes=0
+	until [[ -e stop ]]; do
+		timeout 300 fio --name=load --filename="$device" --allow_file_create=0 --direct=1 --ioengine=io_uring --iodepth=32 \
+			--rw=randwrite --bs=4k --randrepeat=0 --verify=crc32c --verify_fatal=1 --eta=never "$@" >load.out 2>&1 || return
+		((++passes))
+	done
+	echo "$passes passes of fio verified"
+}
+end_verified() {
+	: >stop
+	wait "$load" || { cat load.out; fail "fio met an error or other bytes"; }
+}
+still_verified() { kill -0 "$load" 2>/dev/null || { cat load.out; fail "$1: fio met an error or other bytes"; }; }
 
 # After a kill: the device must go by del, and the image must become free.
 delete_dead() {

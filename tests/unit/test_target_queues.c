@@ -251,6 +251,8 @@ static void run_queues(void)
 		struct queue *q = &queues[i];
 
 		usleep(300000);
+		for (int n = 0; n < 6000 && __atomic_load_n(&q->done, __ATOMIC_RELAXED) <= DEPTH; n++)
+			usleep(10000);
 		q->stop_msg.fn = stop_asked;
 		loop_post(q->loop, &q->stop_msg);
 		pthread_join(q->thread, NULL);

@@ -35,7 +35,7 @@ start() {
 	"$SERVE" --debug --run-dir "$run_dir" "$@" >"$SCRATCH/out" 2>"$SCRATCH/err" &
 	server=$!
 	local n
-	for ((n = 0; n < 200; n++)); do
+	for ((n = 0; n < 1200; n++)); do
 		read -r device <"$SCRATCH/out" && [[ $device ]] && return 0
 		kill -0 $server 2>/dev/null || fail "fuse-serve $* did not start"
 		sleep 0.05
@@ -60,12 +60,20 @@ leftovers() {
 	ls -d "$run_dir"/fuse/[0-9]* 2>/dev/null
 }
 
+# bound DEVICE: whether a loop device is still on a file of ours ("/": it is no longer mounted); its number may be
+# another's a moment later
+bound() {
+	local file
+	file=$(cat "/sys/block/${1#/dev/}/loop/backing_file" 2>/dev/null) || return
+	[[ $file == "$run_dir"/* || $file == / ]]
+}
+
 # busy: what the front end says, 1 or 0
 busy() {
 	local before now n
 	before=$(grep -c ^busy "$SCRATCH/out" || :)
 	kill -USR1 "$server"
-	for ((n = 0; n < 200; n++)); do
+	for ((n = 0; n < 1200; n++)); do
 		now=$(grep -c ^busy "$SCRATCH/out" || :)
 		if ((now > before)); then
 			grep ^busy "$SCRATCH/out" | tail -n 1 | cut -d ' ' -f 2

@@ -30,7 +30,7 @@ start() {
 	: >"$SCRATCH/out"
 	"$@" >"$SCRATCH/out" 2>"$SCRATCH/err" &
 	server=$!
-	for ((n = 0; n < 600; n++)); do
+	for ((n = 0; n < 1200; n++)); do
 		[[ -s $SCRATCH/out ]] && break
 		kill -0 "$server" 2>/dev/null || break
 		sleep 0.05

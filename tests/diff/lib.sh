@@ -246,7 +246,11 @@ diff_case() {
 		create_qcow2 "$options$(diff_data_option twin)" $below "$diff_dir/twin.qcow2" "$size"
 	fi
 	diff_bitmaps_add "$diff_dir/twin.qcow2"
-	[ -z "${DIFF_SNAPSHOT:-}" ] || qemu-img snapshot -c before "$diff_dir/twin.qcow2" || diff_fail "qemu-img snapshot"
+	if [ -n "${DIFF_SNAPSHOT:-}" ]; then
+		as_qcow2 "$diff_dir/twin.qcow2"
+		[ -n "${DIFF_KEY:-}" ] || Q=("$diff_dir/twin.qcow2") # no -f here
+		qemu-img snapshot -c before "${Q[@]}" || diff_fail "qemu-img snapshot"
+	fi
 	if [ -n "${OWN_CREATE:-}" ]; then
 		# shellcheck disable=SC2086
 		"$PROGRAM" create ${DIFF_KEY:+--key-file "$DIFF_KEY"} -o "$options$(diff_data_option ours)" $below "$diff_dir/ours.qcow2" "$size" \

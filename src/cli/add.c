@@ -314,7 +314,8 @@ static int target_choose(struct add *add, bool qcow2, struct error *err)
 
 static int image_prepare(struct add *add, struct error *err)
 {
-	bool qcow2, direct_works, dirty, aes;
+	struct image_nature nature;
+	bool qcow2, direct_works;
 	struct stat st;
 	int ret;
 
@@ -341,10 +342,12 @@ static int image_prepare(struct add *add, struct error *err)
 	}
 	if (add->config.target != &target_qcow2)
 		return 0;
-	image_look(add->path, &dirty, &aes);
-	if (aes && add->config.target_options.read_only)
+	nature = image_look(add->path);
+	if (nature.needs_no_passphrase && add->config.target_options.passphrase)
+		return error_set(err, -EINVAL, "is not encrypted, but a passphrase is given");
+	if (nature.aes && add->config.target_options.read_only)
 		cli_note(add->image, "its encryption (AES) is not secure, and a wrong passphrase is not noticed");
-	if (dirty && !add->config.target_options.read_only)
+	if (nature.dirty && !add->config.target_options.read_only)
 		cli_note(add->image, "it was not closed properly: its refcounts are repaired first");
 	if (!add->config.target_options.read_only)
 		image_note_bitmaps(add->image, add->path);

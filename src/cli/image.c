@@ -64,22 +64,25 @@ int image_probe(const char *path, bool *qcow2, bool *direct_works, struct error 
 	return 0;
 }
 
-void image_look(const char *path, bool *dirty, bool *aes)
+struct image_nature image_look(const char *path)
 {
 	const struct storage_file_options options = {.read_only = true};
 	struct look *look = calloc(1, sizeof(*look));
+	struct image_nature nature = {0};
 	struct storage *st;
 
-	*dirty = *aes = false;
 	/* What is wrong with it is said by who opens it. */
 	if (look && storage_file_open(&st, path, &options, NULL) == 0) {
-		if (look_at(st, look) == 0) {
-			*dirty = look->dirty;
-			*aes = look->aes;
-		}
+		if (look_at(st, look) == 0)
+			nature = (struct image_nature){
+				.dirty = look->dirty,
+				.aes = look->aes,
+				.needs_no_passphrase = !look->encrypted && !look->backing_file[0],
+			};
 		storage_close(st);
 	}
 	free(look);
+	return nature;
 }
 
 static void count_in_use(void *arg, const struct qcow2_bitmap *bitmap)

@@ -19,11 +19,14 @@ int image_check(const char *path, struct stat *st, struct error *err) must_check
  */
 int image_probe(const char *path, bool *qcow2, bool *direct_works, struct error *err) must_check;
 
-/*
- * Whether @path is a qcow2 image with the dirty bit (its refcounts are to be repaired), and one that is
- * encrypted by the old AES method.
- */
-void image_look(const char *path, bool *dirty, bool *aes);
+/* What a user should know of a qcow2 image before it is used; all false if it cannot be looked at. */
+struct image_nature {
+	bool dirty;		 /* its refcounts are to be repaired */
+	bool aes;		 /* is encrypted by the old method */
+	bool needs_no_passphrase; /* neither it is encrypted, nor can anything below it be */
+};
+
+struct image_nature image_look(const char *path);
 /* Says of dirty bitmaps what a user should know before the image is written to. */
 void image_note_bitmaps(const char *image, const char *path);
 

@@ -35,6 +35,7 @@ static int look_in_child(void *arg, struct error *err)
 		return ret;
 	call->shared->dirty = info->dirty;
 	call->shared->data_file = info->data_file;
+	call->shared->encrypted = info->encryption;
 	call->shared->aes = info->encryption && strcmp(info->encryption, "aes") == 0;
 	memcpy(call->shared->backing_file, info->backing_file, QCOW2_NAME_MAX);
 	memcpy(call->shared->backing_format, info->backing_format, QCOW2_NAME_MAX);

@@ -15,7 +15,7 @@ struct storage;
 
 struct look {
 	bool dirty, data_file;
-	bool aes; /* the old encryption */
+	bool encrypted, aes; /* aes: by the old method */
 	/* Hostile strings, as in struct qcow2_info. */
 	char backing_file[QCOW2_NAME_MAX];
 	char backing_format[QCOW2_NAME_MAX];

@@ -113,7 +113,9 @@ static int barrier_enter(struct operation *op)
 				 "%s: an image with an external data file cannot have internal snapshots",
 				 img->st->name);
 	reclaim_end(img); /* it relies on tables of snapshots to stay as they are */
-	ret = img->read_only ? -EROFS : image_first_write(img);
+	if (img->read_only)
+		return error_set(op->err, -EROFS, "%s: is open read-only", img->st->name);
+	ret = image_first_write(img);
 	if (ret)
 		return error_set(op->err, ret, "%s: %s", img->st->name, strerror(-ret));
 	ret = pass(op);

@@ -263,8 +263,8 @@ static int too_many(const struct walk *w)
 
 	return error_set(w->err, -EFBIG,
 			 "%s: a cluster would have more than %" PRIu64
-			 " references, which is all that refcounts of %u bit%s can say",
-			 img->st->name, img->refcount_max, img->hdr.refcount_bits,
+			 " reference%s, which is all that refcounts of %u bit%s can say",
+			 img->st->name, img->refcount_max, img->refcount_max == 1 ? "" : "s", img->hdr.refcount_bits,
 			 img->hdr.refcount_bits == 1 ? "" : "s");
 }
 

@@ -25,7 +25,8 @@ bitmaps_dump() {
 	done
 	kill "$pid"
 	for ((i = 0; i < 3000; i++)); do # it holds the image's locks
-		kill -0 "$pid" 2>/dev/null || return $status
+		# dead it may be before init takes notice
+		grep -q '^State:.[^Z]' "/proc/$pid/status" 2>/dev/null || return $status
 		sleep 0.02
 	done
 	return 1

@@ -393,7 +393,7 @@ void alloc_undo(struct qcow2_image *img, uint64_t hcluster, uint64_t count)
 /* Makes the file at least @end_bytes long; under alloc_lock. */
 static int extend_file(struct qcow2_image *img, uint64_t end_bytes)
 {
-	uint64_t to;
+	uint64_t unit = max_of(img->cluster_bytes, FILE_BLOCK_BYTES), to;
 	int ret;
 
 	if (end_bytes <= img->extended_bytes)
@@ -401,13 +401,16 @@ static int extend_file(struct qcow2_image *img, uint64_t end_bytes)
 	if (img->st->fixed_size)
 		return -ENOSPC;
 	/* a quarter more, so that small files do not grow by the whole step */
-	to = align_up(end_bytes + min_of(EXTEND_STEP_BYTES, end_bytes / 4),
-		      max_of(img->cluster_bytes, FILE_BLOCK_BYTES));
+	to = align_up(end_bytes + min_of(EXTEND_STEP_BYTES, end_bytes / 4), unit);
 	/* Writes through entries of a broken image may have made it longer: never cut them off. */
 	if (img->st->size_bytes > img->extended_bytes)
 		img->foreign_bytes = img->st->size_bytes;
 	to = max_of(to, img->foreign_bytes);
 	ret = storage_truncate(img->st, to);
+	if (ret == -EFBIG) { /* longer than files may be here; maybe what is needed is not */
+		to = max_of(align_up(end_bytes, unit), img->foreign_bytes);
+		ret = storage_truncate(img->st, to);
+	}
 	if (!ret)
 		img->extended_bytes = to;
 	return ret;

@@ -52,7 +52,7 @@ static int metaset_grow(struct metaset *m)
 	return 0;
 }
 
-static bool has_own(const struct metaset *m, uint64_t hcluster)
+bool metaset_has_own(const struct metaset *m, uint64_t hcluster)
 {
 	for (int i = 0; i < METASET_RANGES; i++)
 		if (hcluster - m->ranges[i].first < m->ranges[i].count)
@@ -62,7 +62,7 @@ static bool has_own(const struct metaset *m, uint64_t hcluster)
 
 int metaset_add(struct metaset *m, uint64_t hcluster)
 {
-	if (has_own(m, hcluster))
+	if (metaset_has_own(m, hcluster))
 		return -EEXIST;
 	if ((m->used + 1) * 2 > m->mask) {
 		int ret = metaset_grow(m);
@@ -94,5 +94,5 @@ void metaset_remove(struct metaset *m, uint64_t hcluster)
 
 bool metaset_has(const struct metaset *m, uint64_t hcluster)
 {
-	return has_own(m, hcluster) || (m->behind && has_own(m->behind, hcluster));
+	return metaset_has_own(m, hcluster) || (m->behind && metaset_has_own(m->behind, hcluster));
 }

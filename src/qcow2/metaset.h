@@ -38,5 +38,7 @@ int metaset_add(struct metaset *m, uint64_t hcluster) must_check;
 /* Of one that was added by itself; of any other nothing happens. */
 void metaset_remove(struct metaset *m, uint64_t hcluster);
 bool metaset_has(const struct metaset *m, uint64_t hcluster);
+/* What is behind aside. */
+bool metaset_has_own(const struct metaset *m, uint64_t hcluster);
 
 #endif

@@ -34,6 +34,7 @@
 #include "qcow2/alloc.h"
 #include "qcow2/map.h"
 #include "qcow2/request.h"
+#include "qcow2/snapshot.h"
 
 /* Entries that are unlinked between two reservations. */
 #define SHRINK_BATCH 128
@@ -455,15 +456,33 @@ static int unlink_past_end(struct qcow2_image *img, uint64_t first, uint64_t end
 	return ret;
 }
 
-/* Behind the last cluster that is in use nothing is kept. */
+/* The host cluster past all that the tables refer to, all of which are in the file; UINT64_MAX: that is not known. */
+static uint64_t referred_end(struct qcow2_image *img)
+{
+	struct snapshot_refs refs;
+	uint64_t end = UINT64_MAX;
+
+	if (snapshot_refs_active(&refs, img, NULL))
+		return UINT64_MAX;
+	if (snapshot_refs_end(&refs, &end, NULL))
+		end = UINT64_MAX;
+	snapshot_refs_free(&refs);
+	return end;
+}
+
+/*
+ * Behind the last cluster that is in use nothing is kept. Counts may be wrong, and what they say is free be
+ * in use all the same.
+ */
 static int cut_file(struct qcow2_image *img)
 {
 	uint64_t hcluster = div_up(img->st->size_bytes, img->cluster_bytes), end, count = 0;
+	uint64_t least = img->st->fixed_size ? UINT64_MAX : referred_end(img);
 	int ret = 0;
 
-	if (img->st->fixed_size)
+	if (hcluster <= least)
 		return 0;
-	while (!ret && hcluster && !count) {
+	while (!ret && hcluster > least && !count && !metaset_has(&img->metaset, hcluster - 1)) {
 		ret = refcount_get(img, hcluster - 1, &count);
 		hcluster -= !count;
 	}

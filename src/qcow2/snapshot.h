@@ -101,6 +101,8 @@ int snapshot_refs_raise(struct snapshot_refs *r, struct error *err) must_check;
 void snapshot_refs_unraise(struct snapshot_refs *r);
 /* One reference less; what nothing refers to any more is free. */
 int snapshot_refs_lower(struct snapshot_refs *r, struct error *err) must_check;
+/* The host cluster past all that is referred to. */
+int snapshot_refs_end(struct snapshot_refs *r, uint64_t *hcluster, struct error *err) must_check;
 /* Clears COPIED in the L2 tables, in the file; for those that become the active ones. */
 int snapshot_refs_clear_copied(struct snapshot_refs *r, struct error *err) must_check;
 /* The tables are a snapshot's from now on: nothing is to be put there. */

@@ -496,6 +496,33 @@ static int delete_switch(struct operation *op)
 	return ret;
 }
 
+static bool overlap(uint64_t a, uint64_t a_bytes, uint64_t b, uint64_t b_bytes)
+{
+	return a_bytes && b_bytes && a < b + b_bytes && b < a + a_bytes;
+}
+
+/* The L1 table is going to be free: in a broken image something else may lie there. */
+static int delete_check_l1(struct operation *op, uint32_t index)
+{
+	struct qcow2_image *img = op->img;
+	const struct snapshot *s = &op->list.v[index];
+	uint64_t bytes = align_up(s->l1_entries * sizeof(be64_t), img->cluster_bytes);
+	bool good = !overlap(s->l1_offset, bytes, img->hdr.snapshots_offset, op->list.table_bytes);
+
+	for (uint64_t at = 0; good && at < bytes; at += img->cluster_bytes)
+		good = !metaset_has_own(&img->metaset, (s->l1_offset + at) >> img->cluster_bits);
+	for (uint32_t i = 0; good && i < op->list.count; i++) {
+		const struct snapshot *other = &op->list.v[i];
+
+		good = i == index || !overlap(s->l1_offset, bytes, other->l1_offset,
+					      other->l1_entries * sizeof(be64_t));
+	}
+	return good ? 0
+		    : error_set(op->err, -EIO,
+				"%s: the image is corrupt: other metadata lies where snapshot %s has its L1 table",
+				img->st->name, s->id);
+}
+
 static int delete_run(struct operation *op, const char *name)
 {
 	struct qcow2_image *img = op->img;
@@ -512,6 +539,8 @@ static int delete_run(struct operation *op, const char *name)
 		return -ENOENT;
 	l1_offset = s->l1_offset;
 	ret = refs_of(op, s);
+	if (!ret)
+		ret = delete_check_l1(op, index);
 	if (!ret)
 		ret = snapshot_refs_check(&op->refs, false, op->err);
 	if (ret)

@@ -8,6 +8,10 @@
  * those of a snapshot have no place in the cache, which is ordered by guest offset, and those that were
  * active are walked only when all that was in the cache has been written.
  *
+ * An image may be broken: an entry may lead to metadata, whose count would be lowered with the snapshot's, and which
+ * would then be gone. Before anything is changed that is looked for, and it refuses the operation; what was
+ * active is not looked through before (of a broken image much may be good), and there such a count stays.
+ *
  * Bounds: an L1 table has no more L2 tables than the file has clusters, or it is broken. So a small file
  * cannot make a walk long. After every WALK_A_GO entries others get their turn on the loop.
  *
@@ -106,8 +110,11 @@ struct walk {
 	uint64_t hcluster, count; /* being collected */
 	uint64_t left;		  /* references to go; for a walk back */
 	bool lowers;
+	bool at_table; /* what the function is called for is a table, not what its entries refer to */
 	/* check: */
 	bool raise, flagged;
+	uint64_t end;	  /* past all that is referred to */
+	bool of_snapshot; /* not the active tables, which are metadata by right */
 	uint64_t *tight; /* host clusters of compressed ones that may be too many */
 	size_t tights, tights_room;
 };
@@ -179,10 +186,20 @@ static int walk_entries(struct walk *w)
 	return ret ? ret : flush(w);
 }
 
+static int walk_table_itself(struct walk *w, uint64_t hoff)
+{
+	int ret;
+
+	w->at_table = true;
+	ret = w->fn(w, hoff >> w->r->img->cluster_bits, 1, false);
+	w->at_table = false;
+	return ret;
+}
+
 /* The table at @hoff, which is in r->l2. */
 static int walk_loaded(struct walk *w, uint64_t hoff)
 {
-	int ret = w->fn(w, hoff >> w->r->img->cluster_bits, 1, false);
+	int ret = walk_table_itself(w, hoff);
 
 	return ret ? ret : walk_entries(w);
 }
@@ -191,7 +208,7 @@ static int walk_table(struct walk *w, uint64_t hoff)
 {
 	struct snapshot_refs *r = w->r;
 	bool early = mutant(MUTANT_SNAPSHOT_COUNT_FIRST) && w->lowers; /* not invariant 2 */
-	int ret = early ? w->fn(w, hoff >> r->img->cluster_bits, 1, false) : 0;
+	int ret = early ? walk_table_itself(w, hoff) : 0;
 
 	if (!ret)
 		ret = storage_pread(r->img->st, hoff, r->l2, r->img->cluster_bytes);
@@ -239,6 +256,17 @@ static int walk_l1(struct walk *w)
 	return ret;
 }
 
+/*
+ * Whether a reference to @hcluster, whose count is @value, leads to metadata that is somebody else's: any for what
+ * an entry refers to; for a table one that is the active tables' as well, without being counted for both.
+ */
+static bool is_foreign(const struct walk *w, uint64_t hcluster, uint64_t value)
+{
+	const struct metaset *m = &w->r->img->metaset;
+
+	return w->at_table ? value == 1 && metaset_has_own(m, hcluster) : metaset_has(m, hcluster);
+}
+
 /* ---- whether it can be counted ---- */
 
 /* With a compressed one, more than one reference may come to the same cluster. */
@@ -281,6 +309,8 @@ static int check_run(struct walk *w, uint64_t hcluster, uint64_t count, bool com
 					 img->st->name, strerror(-ret));
 		if (!value)
 			return broken(w, "a cluster in use has refcount 0", c << img->cluster_bits);
+		if ((w->of_snapshot || !w->at_table) && is_foreign(w, c, value))
+			return broken(w, "a cluster is used for metadata as well", c << img->cluster_bits);
 		if (w->raise && value == img->refcount_max)
 			return too_many(w);
 		if (w->raise && compressed && value > img->refcount_max / 2)
@@ -319,7 +349,7 @@ static int check_tights(struct walk *w)
 int snapshot_refs_check(struct snapshot_refs *r, bool raise, struct error *err)
 {
 	struct walk w = {
-		.r = r, .err = err, .fn = check_run, .left = UINT64_MAX, .raise = raise};
+		.r = r, .err = err, .fn = check_run, .left = UINT64_MAX, .raise = raise, .of_snapshot = true};
 	int ret = walk_l1(&w);
 
 	if (!ret)
@@ -373,9 +403,34 @@ void snapshot_refs_unraise(struct snapshot_refs *r)
 	r->raised = 0;
 }
 
+static bool is_to_stay(const struct walk *w, uint64_t hcluster)
+{
+	uint64_t value = 0;
+
+	if (w->at_table && refcount_get(w->r->img, hcluster, &value))
+		return true;
+	return is_foreign(w, hcluster, value) && !mutant(MUTANT_SNAPSHOT_APPLY_EARLY);
+}
+
 static int lower_run(struct walk *w, uint64_t hcluster, uint64_t count, bool compressed)
 {
-	refcount_release(w->r->img, hcluster, count);
+	struct qcow2_image *img = w->r->img;
+
+	while (count) {
+		uint64_t n = 0;
+
+		while (n < count && !is_to_stay(w, hcluster + n))
+			n++;
+		if (n)
+			refcount_release(img, hcluster, n);
+		if (n < count) {
+			image_corrupt(img, "host cluster %#llx is used for metadata as well",
+				      (unsigned long long)((hcluster + n) << img->cluster_bits));
+			n++;
+		}
+		hcluster += n;
+		count -= n;
+	}
 	return 0;
 }
 
@@ -384,6 +439,21 @@ int snapshot_refs_lower(struct snapshot_refs *r, struct error *err)
 	struct walk w = {.r = r, .err = err, .fn = lower_run, .left = UINT64_MAX, .lowers = true};
 
 	return walk_l1(&w);
+}
+
+static int end_run(struct walk *w, uint64_t hcluster, uint64_t count, bool compressed)
+{
+	w->end = max_of(w->end, hcluster + count);
+	return 0;
+}
+
+int snapshot_refs_end(struct snapshot_refs *r, uint64_t *hcluster, struct error *err)
+{
+	struct walk w = {.r = r, .err = err, .fn = end_run, .left = UINT64_MAX};
+	int ret = walk_l1(&w);
+
+	*hcluster = w.end;
+	return ret;
 }
 
 int snapshot_refs_protect(struct snapshot_refs *r)

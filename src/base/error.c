@@ -8,6 +8,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/text.h"
+
 int error_set(struct error *err, int ret, const char *fmt, ...)
 {
 	va_list ap;
@@ -19,12 +21,7 @@ int error_set(struct error *err, int ret, const char *fmt, ...)
 	if (vsnprintf(err->text, sizeof(err->text), fmt, ap) < 0)
 		err->text[0] = '\0';
 	va_end(ap);
-	for (char *p = err->text; *p; p++) {
-		unsigned char c = (unsigned char)*p;
-
-		if (c < 0x20 || c == 0x7f)
-			*p = '?';
-	}
+	text_clean(err->text);
 	return ret;
 }
 

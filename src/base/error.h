@@ -20,8 +20,8 @@ struct error {
 
 /*
  * Writes a message, unless one is there already. @ret is a negative errno and is returned, so that
- * a caller can `return error_set(err, -EINVAL, "...")`. Control characters in the result (a name
- * inside an image is hostile) are replaced by '?'.
+ * a caller can `return error_set(err, -EINVAL, "...")`. What is not printable in the
+ * result (a name inside an image is hostile) is replaced by '?'; it is valid UTF-8.
  */
 __attribute__((format(printf, 3, 4))) int error_set(struct error *err, int ret, const char *fmt, ...);
 

@@ -16,6 +16,8 @@
 #include <syslog.h>
 #include <unistd.h>
 
+#include "base/text.h"
+
 static _Atomic(const char *) log_ident = "ublk-qcow2";
 static atomic_bool log_to_syslog;
 static atomic_int log_max_level = LOG_LEVEL_INFO;
@@ -70,12 +72,7 @@ void log_msg(enum log_level level, const char *fmt, ...)
 	va_end(ap);
 	if (n < 0)
 		text[0] = '\0';
-	for (char *p = text; *p; p++) {
-		unsigned char c = (unsigned char)*p;
-
-		if (c < 0x20 || c == 0x7f)
-			*p = '?';
-	}
+	text_clean(text);
 	if (atomic_load(&log_to_syslog)) {
 		syslog(log_levels[level].priority, "%s%s", log_levels[level].prefix, text);
 	} else {

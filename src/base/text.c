@@ -66,3 +66,16 @@ char *text_escape(const char *name)
 	*out = '\0';
 	return text;
 }
+
+void text_clean(char *text)
+{
+	unsigned char *p = (unsigned char *)text;
+
+	while (*p) {
+		size_t len = utf8_printable(p);
+
+		if (!len)
+			*p = '?';
+		p += len ? len : 1;
+	}
+}

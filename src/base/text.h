@@ -12,4 +12,7 @@
  */
 char *text_escape(const char *name);
 
+/* The same bytes become '?' each, in place: for a message, whatever names are in it, that must not need memory. */
+void text_clean(char *text);
+
 #endif

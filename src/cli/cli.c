@@ -55,9 +55,14 @@ int cli_fail(const char *subject, const struct error *err, int ret)
 {
 	const char *text = error_text(err, ret);
 	size_t len = subject ? strlen(subject) : 0;
+	char *shown = len ? strdup(subject) : NULL;
 
-	if (len && strncmp(text, subject, len) == 0 && text[len] == ':')
-		subject = NULL;
+	/* it may begin with the name already, as a message has it */
+	if (shown)
+		text_clean(shown);
+	if (shown && strncmp(text, shown, len) == 0 && strncmp(text + len, ": ", 2) == 0)
+		text += len + 2;
+	free(shown);
 	return cli_error(subject, "%s", text);
 }
 

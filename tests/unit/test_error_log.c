@@ -43,6 +43,10 @@ static void test_control_characters(void **state)
 
 	error_set(&err, -EINVAL, "a\033[31mb\nc\td\x7f\xc3\xa9");
 	assert_string_equal(err.text, "a?[31mb?c?d?\xc3\xa9");
+	/* also those of a terminal with 8 bits, what turns the text around, and what is no UTF-8 */
+	err.text[0] = '\0';
+	error_set(&err, -EINVAL, "a\xc2\x9b" "31mb\xe2\x80\xae" "c\xff\xc3");
+	assert_string_equal(err.text, "a??31mb???c??");
 	err.text[0] = '\0';
 	memset(longer, 'x', sizeof(longer) - 1);
 	longer[sizeof(longer) - 1] = '\0';
@@ -75,6 +79,8 @@ static void test_log(void **state)
 
 	captured(text, sizeof(text), LOG_LEVEL_WARN, "one\ntwo\033");
 	assert_string_equal(text, "ublk-qcow2: warning: one?two?\n");
+	captured(text, sizeof(text), LOG_LEVEL_WARN, "one\xc2\x85two\xff\xc3\xa9");
+	assert_string_equal(text, "ublk-qcow2: warning: one??two?\xc3\xa9\n");
 	captured(text, sizeof(text), LOG_LEVEL_DEBUG, "not wanted");
 	assert_string_equal(text, "");
 	log_open(false, "tester", LOG_LEVEL_DEBUG);

@@ -3,7 +3,7 @@
  * entry.c: see entry.h.
  *
  * A file name may be any bytes, a JSON string may not: names are stored twice where it matters, as
- * text for people ("image") and, if that is not the same, in hexadecimal ("image_bytes").
+ * text for people ("image") and in hexadecimal ("image_bytes").
  */
 #include "daemon/entry.h"
 
@@ -78,13 +78,18 @@ static void put(json_t **object, const char *key, json_t *value)
 	}
 }
 
-static json_t *name_json(const char *name)
+static json_t *text_json(const char *name)
 {
 	char *text = text_escape(name);
-	json_t *value = text && *name ? json_string(text) : json_null();
+	json_t *value = text ? json_string(text) : NULL;
 
 	free(text);
 	return value;
+}
+
+static json_t *name_json(const char *name)
+{
+	return *name ? text_json(name) : json_null();
 }
 
 json_t *entry_to_json(const struct entry *e)
@@ -165,7 +170,8 @@ static char *file_text(const struct entry *e)
 	put(&o, "backing_any", json_boolean(e->backing_any));
 	put(&o, "backing_dirs", dirs_json(e));
 	put(&o, "backing_format", json_string(e->backing_format));
-	put(&o, "snapshot", json_string(e->snapshot));
+	put(&o, "snapshot", text_json(e->snapshot));
+	put(&o, "snapshot_bytes", bytes_json(e->snapshot));
 	text = o ? json_dumps(o, JSON_INDENT(4)) : NULL;
 	json_decref(o);
 	return text;
@@ -336,7 +342,8 @@ static int entry_from_json(struct entry *e, const json_t *o)
 	    integer_get(o, "writeback_delay_ms", 0, INT64_MAX, &delay) ||
 	    integer_get(o, "detect_zeroes", 0, QCOW2_DETECT_ZEROES_UNMAP, &detect) || dirs_get(o, e) ||
 	    string_get(o, "backing_format", e->backing_format, sizeof(e->backing_format)) ||
-	    string_get(o, "snapshot", e->snapshot, sizeof(e->snapshot)))
+	    (bytes_get(o, "snapshot_bytes", e->snapshot, sizeof(e->snapshot)) &&
+	     string_get(o, "snapshot", e->snapshot, sizeof(e->snapshot)))) /* an older program's */
 		return -EINVAL;
 	/* not in what an older program has written, which one that takes over reads */
 	if (string_get(o, "data_path", e->data_path, sizeof(e->data_path)))

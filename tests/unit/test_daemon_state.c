@@ -83,6 +83,7 @@ static void entry_make(struct entry *e)
 	e->discard_ignore = true;
 	e->detect_zeroes = 2;
 	strcpy(e->backing_format, "raw");
+	strcpy(e->snapshot, "before \"\xff\xc3\x28");
 	memcpy(e->backing_dirs, "/a\n\xff\0/b c\0", sizeof("/a\n\xff\0/b c\0"));
 	e->cache_size_bytes = 123456;
 	e->writeback_delay_ms = 789;

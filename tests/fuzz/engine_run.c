@@ -15,8 +15,10 @@
 #include "memdisk.h"
 #include "qcow2.h"
 #include "ring/co.h"
+#include "storage/names.h"
 
 #define STEPS_MAX 2000000 /* between a start and its completion */
+#define BELOW_MAX 3	  /* files that the image names, and that those name */
 
 /* Kept from one input to the next: making stacks is what would take most of the time. */
 static struct loop *the_loop;
@@ -26,7 +28,7 @@ static void make_once(void)
 {
 	struct loop_params params = {
 		.name = "fuzz",
-		.coroutines = ENGINE_DEPTH + QCOW2_EXTRA_COROUTINES,
+		.coroutines = ENGINE_DEPTH + 1 + QCOW2_EXTRA_COROUTINES,
 		.ringless = true,
 	};
 	struct error err = {0};
@@ -49,8 +51,26 @@ struct slot {
 	uint8_t *buf;
 };
 
+struct change {
+	struct co_task task;
+	struct loop_msg msg;
+	enum engine_change what;
+	const char *name;
+	uint64_t size_bytes;
+	struct error err;
+	bool busy;
+	int ret;
+};
+
 struct engine {
 	struct storage *st;
+	/* others that the engine has open, and what they are copies of */
+	struct storage *below[BELOW_MAX];
+	unsigned nr_below;
+	const uint8_t *data;
+	size_t size;
+	struct names_policy names;
+	struct change change;
 	struct qcow2_image *img;
 	struct loop *loop;
 	struct qcow2_queue *queue;
@@ -66,7 +86,27 @@ static bool step(struct engine *e)
 {
 	bool did = loop_turn(e->loop);
 
+	for (unsigned i = 0; i < e->nr_below; i++)
+		did |= memdisk_step(e->below[i]);
 	return memdisk_step(e->st) || did;
+}
+
+/* For names_policy. */
+static int below_open(void *arg, struct storage **out, char **path_out, const char *name, bool read_only,
+		      struct error *err)
+{
+	struct engine *e = arg;
+
+	if (e->nr_below == BELOW_MAX)
+		return error_set(err, -ENOENT, "no more files");
+	*out = memdisk_create(e->data, e->size, FUZZ_FILE_MAX, e->nr_below);
+	(*out)->read_only = read_only;
+	e->below[e->nr_below++] = *out;
+	if (path_out) {
+		*path_out = strdup("below");
+		assert(*path_out);
+	}
+	return 0;
 }
 
 static void run_until(struct engine *e, bool (*done)(const struct engine *e))
@@ -93,6 +133,11 @@ static bool all_idle(const struct engine *e)
 static bool one_idle(const struct engine *e)
 {
 	return e->busy < ENGINE_DEPTH;
+}
+
+static bool no_change(const struct engine *e)
+{
+	return !e->change.busy;
 }
 
 static bool is_detached(const struct engine *e)
@@ -154,6 +199,89 @@ void engine_drain(struct engine *e)
 	run_until(e, all_idle);
 }
 
+void engine_idle(struct engine *e, unsigned timers)
+{
+	while (timers--) {
+		uint64_t steps = 0, deadline, now;
+
+		while (step(e))
+			assert(++steps < STEPS_MAX);
+		deadline = loop_next_deadline_ns(e->loop);
+		now = loop_now_ns(e->loop);
+		if (deadline == UINT64_MAX)
+			return;
+		loop_advance(e->loop, deadline > now ? deadline - now : 1);
+	}
+}
+
+static void change_run(struct co_task *task)
+{
+	struct change *c = container_of(task, struct change, task);
+	struct qcow2_image *img = container_of(c, struct engine, change)->img;
+
+	switch (c->what) {
+	case ENGINE_SNAPSHOT_CREATE:
+		c->ret = qcow2_snapshot_create(img, c->name, NULL, &c->err);
+		break;
+	case ENGINE_SNAPSHOT_APPLY:
+		c->ret = qcow2_snapshot_apply(img, c->name, NULL, &c->err);
+		break;
+	case ENGINE_SNAPSHOT_DELETE:
+		c->ret = qcow2_snapshot_delete(img, c->name, NULL, &c->err);
+		break;
+	case ENGINE_RESIZE:
+		c->ret = qcow2_resize(img, c->size_bytes, &c->err);
+		break;
+	}
+	c->busy = false;
+}
+
+static void change_spawn(struct loop_msg *msg)
+{
+	struct change *c = container_of(msg, struct change, msg);
+
+	loop_spawn(container_of(c, struct engine, change)->loop, &c->task);
+}
+
+int engine_change(struct engine *e, enum engine_change what, const char *name, uint64_t size_bytes)
+{
+	struct change *c = &e->change;
+
+	*c = (struct change){.what = what, .name = name, .size_bytes = size_bytes, .busy = true};
+	c->task.fn = change_run;
+	c->msg.fn = change_spawn;
+	list_init(&c->task.list);
+	loop_post(e->loop, &c->msg);
+	run_until(e, no_change);
+	assert(c->ret ? c->ret < 0 && c->err.text[0] && !strchr(c->err.text, '\n') : !c->err.text[0]);
+	return c->ret;
+}
+
+struct picking {
+	unsigned index, count;
+	char *id;
+};
+
+static void pick(void *arg, const struct qcow2_snapshot *snapshot)
+{
+	struct picking *p = arg;
+
+	if (p->count++ == p->index && !p->id)
+		p->id = strdup(snapshot->id);
+}
+
+char *engine_snapshot_id(struct engine *e, unsigned index)
+{
+	struct picking p = {.index = UINT32_MAX};
+
+	assert(!e->busy && !loop_self());
+	if (qcow2_snapshot_list(e->st, pick, &p, NULL) || !p.count)
+		return NULL;
+	p = (struct picking){.index = index % p.count};
+	(void)!qcow2_snapshot_list(e->st, pick, &p, NULL);
+	return p.id;
+}
+
 uint64_t engine_size_bytes(const struct engine *e)
 {
 	return qcow2_size_bytes(e->img);
@@ -185,6 +313,11 @@ static struct engine *open_engine(const uint8_t *data, size_t size, bool read_on
 	struct error err = {0};
 
 	assert(e);
+	e->data = data;
+	e->size = size;
+	e->names = (struct names_policy){.open = below_open, .arg = e, .backing_format = seed & 4 ? "raw" : "qcow2"};
+	opts.names = &e->names;
+	opts.image_path = "image";
 	e->st = memdisk_create(data, size, FUZZ_FILE_MAX, seed);
 	e->st->read_only = read_only;
 	if (qcow2_open(&e->img, e->st, &opts, &err) < 0) {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * engine_run.h: the engine on one ringless loop over a memdisk, for the fuzzers: requests are started,
- * loop and disk are turned until all have completed. Nothing here waits for a clock.
+ * loop and disks are turned until all have completed. Nothing here waits for a clock. A backing or data file is
+ * another copy of the image, a few times.
  */
 #ifndef TESTS_ENGINE_RUN_H
 #define TESTS_ENGINE_RUN_H
@@ -33,6 +34,18 @@ void engine_start(struct engine *e, enum blk_op op, uint32_t flags, uint64_t off
 		  uint8_t fill);
 /* Waits for all. */
 void engine_drain(struct engine *e);
+/* Lets time pass, to the next @timers deadlines of whoever waits for one: what is done in the background. */
+void engine_idle(struct engine *e, unsigned timers);
+/* Snapshots and the disk's size, as while attached; other requests may be in flight. Checked: an error has a message. */
+enum engine_change {
+	ENGINE_SNAPSHOT_CREATE,
+	ENGINE_SNAPSHOT_APPLY,
+	ENGINE_SNAPSHOT_DELETE,
+	ENGINE_RESIZE, /* smaller: only when nothing is in flight */
+};
+int engine_change(struct engine *e, enum engine_change what, const char *name, uint64_t size_bytes);
+/* The id of snapshot @index (as often around as it takes), to be freed; NULL: there is none. Nothing may be in flight. */
+char *engine_snapshot_id(struct engine *e, unsigned index);
 void engine_close(struct engine *e);
 
 #endif

@@ -648,7 +648,8 @@ int qcow2_header_set_snapshots(struct storage *st, struct qcow2_header *h, uint6
 	uint32_t old_count;
 	int ret;
 
-	assert(is_aligned(offset, h->cluster_bytes) && count <= QCOW2_MAX_SNAPSHOTS);
+	/* of a table that there is not the offset may be anything, and is put back after an error */
+	assert((!count || is_aligned(offset, h->cluster_bytes)) && count <= QCOW2_MAX_SNAPSHOTS);
 	co_lock(&h->updating);
 	old_offset = h->snapshots_offset;
 	old_count = h->nb_snapshots;

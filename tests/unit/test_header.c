@@ -546,6 +546,14 @@ static void test_update_errors(void **state)
 		assert_int_equal(qcow2_header_set_features(&disk.st, &header, 1, 0, 0), -EIO);
 		assert_int_equal(header.incompatible, 0);
 	}
+	/* Where there are no snapshots their table's place means nothing, and may be put back as it was. */
+	memory_reset_counters(&disk);
+	put64(64, 12345);
+	assert_int_equal(read_header(), 0);
+	assert_int_equal(qcow2_header_set_snapshots(&disk.st, &header, 4096, 1), 0);
+	assert_int_equal(qcow2_header_set_snapshots(&disk.st, &header, 12345, 0), 0);
+	assert_int_equal(read_header(), 0);
+	assert_int_equal(header.snapshots_offset, 12345);
 	/* The file is not what it was. */
 	memory_reset_counters(&disk);
 	put32(0, 0);

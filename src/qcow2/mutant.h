@@ -48,6 +48,7 @@ enum qcow2_mutant {
 	MUTANT_BITMAP_VALID_EARLY,     /* the order of saving bitmaps */
 	MUTANT_BITMAP_UNLOGGED,	       /* what a killed process had recorded */
 	MUTANT_ZEROED_REUSED_EARLY,    /* rule 8, of a place that a cluster keeps */
+	MUTANT_COMPRESSED_LINKED_FIRST, /* rule 5 */
 	MUTANT_COUNT,
 };
 

@@ -236,6 +236,17 @@ static void batch_unlock(struct batch *b)
 	reclog_unreserve(b->img, b->log_reserved);
 }
 
+static int item_link(struct batch *b, uint64_t gcluster, struct item *item);
+
+/* What must not be: the map first, and what it says is there afterwards. */
+static void link_early(struct batch *b)
+{
+	for (unsigned i = 0; i < b->count; i++) {
+		if (b->items[i].state == ITEM_PACKED && item_link(b, b->gcluster + i, &b->items[i]) == 0)
+			b->items[i].state = ITEM_PACKED; /* is still to be written */
+	}
+}
+
 /* Leaves the locks held if there is something to write. */
 static int batch_prepare(void *arg)
 {
@@ -258,6 +269,8 @@ static int batch_prepare(void *arg)
 	cluster_lock(&img->locks, &b->lock, b->gcluster, b->gcluster + b->count - 1);
 	pack_lock(img);
 	batch_alloc(b);
+	if (mutant(MUTANT_COMPRESSED_LINKED_FIRST))
+		link_early(b);
 	if (!b->packed || mutant(MUTANT_PACK_UNSERIALISED))
 		pack_unlock(img);
 	if (!b->packed)
@@ -302,7 +315,9 @@ static int batch_link(void *arg)
 
 		if (item->state != ITEM_PACKED)
 			continue;
-		if (!ret)
+		if (!ret && mutant(MUTANT_COMPRESSED_LINKED_FIRST))
+			item->state = ITEM_LINKED;
+		else if (!ret)
 			ret = item_link(b, b->gcluster + i, item);
 		if (!ret)
 			continue;

@@ -52,6 +52,7 @@ static const char *const names[MUTANT_COUNT] = {
 	NAME(BITMAP_VALID_EARLY),
 	NAME(BITMAP_UNLOGGED),
 	NAME(ZEROED_REUSED_EARLY),
+	NAME(COMPRESSED_LINKED_FIRST),
 };
 
 int mutant_count(void)

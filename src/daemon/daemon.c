@@ -380,11 +380,11 @@ static int recovery_prepare(struct daemon *d, struct error *err)
 
 	*r = (struct target_recovery){.replay = s->replay, .locked = true, .lapsed = s->lapsed};
 	if (s->log_fd >= 0) {
-		r->log_base = mmap(NULL, QCOW2_LOG_BYTES, PROT_READ | PROT_WRITE,
-				   MAP_SHARED | MAP_POPULATE, s->log_fd, 0);
+		r->log_bytes = d->config.target->log_bytes;
+		r->log_base = mmap(NULL, r->log_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
+				   s->log_fd, 0);
 		if (r->log_base == MAP_FAILED)
 			return error_set(err, -errno, "the recovery log: %s", strerror(errno));
-		r->log_bytes = QCOW2_LOG_BYTES;
 	}
 	snprintf(d->identity, sizeof(d->identity), "%s %s %s", d->entry.process.boot_id,
 		 d->entry.image_id, d->entry.target);

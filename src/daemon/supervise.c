@@ -221,15 +221,22 @@ static int log_open_file(struct supervisor *s, struct error *err)
 {
 	char name[ENTRY_KEY_MAX + 8];
 	int flags = O_RDWR | O_CLOEXEC | O_NOFOLLOW, ret;
+	uint64_t bytes = s->config.target->log_bytes;
+	bool made_now = !s->supervision.replay;
 	struct stat st;
 
 	s->supervision.log_fd = -1;
-	if (s->config.target != &target_qcow2 || s->config.target_options.read_only)
+	if (!bytes || s->config.target_options.read_only)
 		return 0;
 	snprintf(name, sizeof(name), "%s.log", s->supervision.key);
 	if (!s->supervision.replay)
 		flags |= O_CREAT | O_EXCL;
 	s->supervision.log_fd = openat(s->dir.fd, name, flags, 0600);
+	/* a former version kept none for what has no changes of its own */
+	if (s->supervision.log_fd < 0 && errno == ENOENT && s->config.target != &target_qcow2) {
+		s->supervision.log_fd = openat(s->dir.fd, name, flags | O_CREAT | O_EXCL, 0600);
+		made_now = true;
+	}
 	if (s->supervision.log_fd < 0) {
 		ret = -errno;
 		if (ret == -ENOENT)
@@ -239,13 +246,13 @@ static int log_open_file(struct supervisor *s, struct error *err)
 		return error_set(err, ret, "the recovery log %s/%s: %s", s->dir.path, name,
 				 strerror(-ret));
 	}
-	if (s->supervision.replay) {
-		if (fstat(s->supervision.log_fd, &st) || st.st_size != QCOW2_LOG_BYTES)
+	if (!made_now) {
+		if (fstat(s->supervision.log_fd, &st) || (uint64_t)st.st_size != bytes)
 			return error_set(err, -EINVAL, "the recovery log %s/%s is damaged",
 					 s->dir.path, name);
 		return 0;
 	}
-	ret = -posix_fallocate(s->supervision.log_fd, 0, QCOW2_LOG_BYTES);
+	ret = -posix_fallocate(s->supervision.log_fd, 0, (off_t)bytes);
 	return ret ? error_set(err, ret, "no room for the recovery log in %s: %s", s->dir.path,
 			       strerror(-ret))
 		   : 0;
@@ -344,17 +351,17 @@ static int worker_ended(struct supervisor *s, int status)
 /* What the log says of syncs from now on. */
 static int log_sync_failed(struct supervisor *s, int error)
 {
+	const struct target_ops *target = s->config.target;
 	void *base;
 	int ret;
 
 	if (s->supervision.log_fd < 0)
 		return 0;
-	base = mmap(NULL, QCOW2_LOG_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, s->supervision.log_fd,
-		    0);
+	base = mmap(NULL, target->log_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, s->supervision.log_fd, 0);
 	if (base == MAP_FAILED)
 		return -errno;
-	ret = qcow2_log_sync_failed(base, QCOW2_LOG_BYTES, error);
-	munmap(base, QCOW2_LOG_BYTES);
+	ret = target->log_sync_failed(base, target->log_bytes, error);
+	munmap(base, target->log_bytes);
 	return ret;
 }
 

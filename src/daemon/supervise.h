@@ -20,7 +20,7 @@
 struct supervision {
 	char key[ENTRY_KEY_MAX];   /* of the entry: the same for every worker */
 	struct process supervisor;
-	int log_fd;		   /* the recovery log, QCOW2_LOG_BYTES long; -1: the target needs none */
+	int log_fd;		   /* the recovery log, as long as the target's; -1: it needs none */
 	bool replay;		   /* the worker takes over from one that died */
 	bool lapsed;		   /* and meanwhile nobody had held the image's locks for some time */
 	_Atomic int *live_id;	   /* shared memory: the worker puts the device's number here */

@@ -12,14 +12,23 @@
  *
  * each tried when the one before is answered -EOPNOTSUPP; with BLK_FUA a sync follows.
  *
+ * FLUSH. A sync that fails may have dropped what it was to write, and the kernel tells that once: one that
+ * succeeds later, or was under way at the same time, proves nothing. So there is one sync at a time for all queues;
+ * whoever comes meanwhile waits, and the next one is for all of those. Once one has failed, every FLUSH and FUA fails,
+ * as long as the device is attached: that is also in the recovery log, which is for nothing else. (A FUA write past
+ * the page cache syncs nothing but itself, and goes by itself.)
+ *
  * Locks are those of QEMU's raw driver: nobody else may write or resize the file meanwhile.
  */
 #include <assert.h>
 #include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include "base/list.h"
 #include "base/log.h"
 #include "base/math.h"
 #include "ring/loop.h"
@@ -32,6 +41,12 @@
 #define DISCARD_MAX   (1 * GiB)
 #define ZERO_FAST_MAX (1 * GiB)
 #define ZERO_SLOW_MAX (32 * MiB) /* by writing: what one request may take stays bounded */
+#define LOG_BYTES     4096
+
+/* The recovery log; zero is a good one. */
+struct loop_log {
+	_Atomic uint64_t sync_failed; /* errno */
+};
 
 struct loop_target {
 	struct target target;
@@ -39,6 +54,10 @@ struct loop_target {
 	void *zeros;	     /* ZEROS_BYTES, read only */
 	struct loop **loops; /* of each queue that is started */
 	unsigned nr_loops;
+	struct loop_log own_log, *log; /* the former where there is no recovery */
+	pthread_mutex_t lock;
+	bool syncing;	     /* under the lock: a sync is under way, or about to be */
+	struct list waiting; /* under the lock: loop_requests, for the next one */
 };
 
 struct loop_request {
@@ -46,6 +65,12 @@ struct loop_request {
 	struct loop_target *lt;
 	struct blk_request *req;
 	uint64_t zeroed_bytes; /* WRITE_ZEROES by writing: how far it is */
+	/* of one that waits for a sync */
+	struct loop *loop; /* its queue's */
+	struct list link;
+	struct list others; /* whom the sync that it does is for as well */
+	struct loop_msg msg;
+	int sync_ret;
 };
 
 static struct loop_target *self(struct target *t)
@@ -110,6 +135,7 @@ static void loop_free(struct loop_target *lt)
 	if (lt->zeros)
 		munmap(lt->zeros, ZEROS_BYTES);
 	storage_close(lt->storage);
+	pthread_mutex_destroy(&lt->lock);
 	free(lt->loops);
 	free(lt);
 }
@@ -130,6 +156,9 @@ static int loop_open(struct target **out, const struct target_options *opts, str
 	if (!lt)
 		return error_set(err, -ENOMEM, "out of memory");
 	lt->target.ops = &target_loop;
+	lt->log = opts->recovery && opts->recovery->log_base ? opts->recovery->log_base : &lt->own_log;
+	pthread_mutex_init(&lt->lock, NULL);
+	list_init(&lt->waiting);
 	lt->nr_loops = opts->queues;
 	lt->loops = calloc(max_of(opts->queues, 1u), sizeof(*lt->loops));
 	lt->zeros = mmap(NULL, ZEROS_BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE,
@@ -158,13 +187,28 @@ fail:
 	return ret;
 }
 
+static bool sync_has_failed(const struct loop_target *lt)
+{
+	return atomic_load(&lt->log->sync_failed) != 0;
+}
+
+static int loop_log_sync_failed(void *log_base, uint64_t log_bytes, int error)
+{
+	struct loop_log *log = log_base;
+
+	if (log_bytes < sizeof(*log))
+		return -EINVAL;
+	atomic_store(&log->sync_failed, (uint64_t)error);
+	return 0;
+}
+
 static int loop_close(struct target *t, struct error *err)
 {
 	struct loop_target *lt = self(t);
 	int ret = 0;
 
 	if (!lt->storage->read_only) {
-		ret = storage_sync(lt->storage);
+		ret = sync_has_failed(lt) ? -EIO : storage_sync(lt->storage);
 		if (ret)
 			error_set(err, ret, "%s: what was written last may not be durable: %s",
 				  lt->storage->name, error_text(NULL, ret));
@@ -213,13 +257,106 @@ static void request_done(struct storage_io *io, int ret)
 	blk_request_complete(request_of(io)->req, ret);
 }
 
-/* The range of a WRITE_ZEROES reads as zeros, or that failed. */
-static void zeroes_end(struct loop_request *lr, int ret)
+static void sync_lost(struct loop_target *lt, int ret)
+{
+	uint64_t none = 0;
+
+	if (atomic_compare_exchange_strong(&lt->log->sync_failed, &none, (uint64_t)-ret))
+		log_err("%s: %s: nothing written from now on can be made durable; detach the device and check "
+			"what is in it",
+			lt->storage->name, error_text(NULL, ret));
+}
+
+/* On the queue's thread of who waited. */
+static void sync_told(struct loop_msg *msg)
+{
+	struct loop_request *lr = container_of(msg, struct loop_request, msg);
+
+	blk_request_complete(lr->req, lr->sync_ret);
+}
+
+static void sync_done(struct storage_io *io, int ret);
+
+static void sync_lead(struct loop_msg *msg)
+{
+	struct loop_request *lr = container_of(msg, struct loop_request, msg);
+
+	if (sync_has_failed(lr->lt))
+		sync_done(&lr->io, -EIO);
+	else
+		submit(lr, STORAGE_SYNC, sync_done);
+}
+
+/* Those who have waited: the first of them does the next sync, for all. */
+static void sync_done(struct storage_io *io, int ret)
+{
+	struct loop_request *lr = request_of(io), *other, *tmp, *next = NULL;
+	struct loop_target *lt = lr->lt;
+
+	if (ret)
+		sync_lost(lt, ret);
+	list_for_each_entry_safe(other, tmp, &lr->others, link) {
+		list_del(&other->link);
+		other->sync_ret = ret;
+		other->msg.fn = sync_told;
+		loop_post(other->loop, &other->msg);
+	}
+	pthread_mutex_lock(&lt->lock);
+	if (list_empty(&lt->waiting)) {
+		lt->syncing = false;
+	} else {
+		next = list_entry(lt->waiting.next, struct loop_request, link);
+		list_del(&next->link);
+		list_splice_tail(&next->others, &lt->waiting);
+	}
+	pthread_mutex_unlock(&lt->lock);
+	if (next) {
+		next->msg.fn = sync_lead;
+		loop_post(next->loop, &next->msg);
+	}
+	blk_request_complete(lr->req, ret);
+}
+
+static void sync_ask(struct loop_request *lr)
+{
+	struct loop_target *lt = lr->lt;
+	bool wait;
+
+	lr->loop = loop_self();
+	list_init(&lr->link);
+	list_init(&lr->others);
+	pthread_mutex_lock(&lt->lock);
+	wait = lt->syncing;
+	lt->syncing = true;
+	if (wait)
+		list_add_tail(&lt->waiting, &lr->link);
+	pthread_mutex_unlock(&lt->lock);
+	if (!wait)
+		sync_lead(&lr->msg);
+}
+
+/* What a request did is done, or failed: with FUA it is to be durable, too. */
+static void request_end(struct loop_request *lr, int ret)
 {
 	if (ret || !(lr->req->flags & BLK_FUA))
 		blk_request_complete(lr->req, ret);
 	else
-		submit(lr, STORAGE_SYNC, request_done);
+		sync_ask(lr);
+}
+
+static void written(struct storage_io *io, int ret)
+{
+	request_end(request_of(io), ret);
+}
+
+/* Where space was missing nothing was written. */
+static void written_durably(struct storage_io *io, int ret)
+{
+	struct loop_request *lr = request_of(io);
+
+	if (ret && ret != -ENOSPC && ret != -EDQUOT)
+		sync_lost(lr->lt, ret);
+	blk_request_complete(lr->req, ret);
 }
 
 static void zeroes_write(struct loop_request *lr);
@@ -230,7 +367,7 @@ static void zeroes_written(struct storage_io *io, int ret)
 
 	lr->zeroed_bytes += io->len_bytes;
 	if (ret || lr->zeroed_bytes == lr->req->len_bytes)
-		zeroes_end(lr, ret);
+		request_end(lr, ret);
 	else
 		zeroes_write(lr);
 }
@@ -250,7 +387,7 @@ static void zeroes_kept(struct storage_io *io, int ret)
 	if (ret == -EOPNOTSUPP)
 		zeroes_write(lr);
 	else
-		zeroes_end(lr, ret);
+		request_end(lr, ret);
 }
 
 static void zeroes_punched(struct storage_io *io, int ret)
@@ -260,7 +397,7 @@ static void zeroes_punched(struct storage_io *io, int ret)
 	if (ret == -EOPNOTSUPP)
 		submit(lr, STORAGE_ZERO, zeroes_kept);
 	else
-		zeroes_end(lr, ret);
+		request_end(lr, ret);
 }
 
 static void loop_submit(struct target *t, unsigned queue, struct blk_request *req)
@@ -275,16 +412,24 @@ static void loop_submit(struct target *t, unsigned queue, struct blk_request *re
 	lr->io.offset_bytes = req->offset_bytes;
 	lr->io.len_bytes = req->len_bytes;
 	lr->io.buf = req->buf;
+	if ((req->op == BLK_FLUSH || req->flags & BLK_FUA) && sync_has_failed(lt)) {
+		blk_request_complete(req, -EIO);
+		return;
+	}
 	switch (req->op) {
 	case BLK_READ:
 		submit(lr, STORAGE_READ, request_done);
 		return;
 	case BLK_WRITE:
-		lr->io.flags = req->flags & BLK_FUA ? STORAGE_DSYNC : 0;
-		submit(lr, STORAGE_WRITE, request_done);
+		if (req->flags & BLK_FUA && lt->storage->direct) {
+			lr->io.flags = STORAGE_DSYNC;
+			submit(lr, STORAGE_WRITE, written_durably);
+		} else {
+			submit(lr, STORAGE_WRITE, written);
+		}
 		return;
 	case BLK_FLUSH:
-		submit(lr, STORAGE_SYNC, request_done);
+		sync_ask(lr);
 		return;
 	case BLK_DISCARD:
 		submit(lr, STORAGE_PUNCH, request_done);
@@ -302,6 +447,8 @@ static void loop_submit(struct target *t, unsigned queue, struct blk_request *re
 const struct target_ops target_loop = {
 	.name = "loop",
 	.request_bytes = sizeof(struct loop_request),
+	.log_bytes = LOG_BYTES,
+	.log_sync_failed = loop_log_sync_failed,
 	.open = loop_open,
 	.queue_start = loop_queue_start,
 	.submit = loop_submit,

@@ -282,6 +282,8 @@ static int qcow2_target_close(struct target *t, struct error *err)
 const struct target_ops target_qcow2 = {
 	.name = "qcow2",
 	.request_bytes = QCOW2_REQUEST_BYTES,
+	.log_bytes = QCOW2_LOG_BYTES,
+	.log_sync_failed = qcow2_log_sync_failed,
 	.coroutines = qcow2_target_coroutines,
 	.open = qcow2_target_open,
 	.queue_start = qcow2_target_queue_start,

@@ -32,7 +32,7 @@ struct target;
 /*
  * For a device that is to survive its process (docs/crash-safety.md). The memory outlives the process;
  * see struct qcow2_options for what a target does with it. A target without state in memory that could be
- * lost (null, loop) ignores the log.
+ * lost (null) has none.
  */
 struct target_recovery {
 	void *log_base;
@@ -92,6 +92,9 @@ enum target_snapshot { TARGET_SNAPSHOT_CREATE, TARGET_SNAPSHOT_APPLY, TARGET_SNA
 struct target_ops {
 	const char *name;
 	size_t request_bytes;	 /* private memory for each request; see blk_request.priv */
+	uint64_t log_bytes;	 /* of the recovery log that it keeps; 0: none */
+	/* In a log that no process uses: from now on no FLUSH succeeds, since a sync met @error (positive). */
+	int (*log_sync_failed)(void *log_base, uint64_t log_bytes, int error);
 	bool any_op;		 /* submits operations to the loops that are not this program's (loop_params) */
 
 	/* On error nothing is left open and @err says why. */

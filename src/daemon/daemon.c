@@ -676,7 +676,7 @@ static int daemon_resize(struct daemon *d, uint64_t size_bytes, struct error *er
 	if (d->frontend_ops->held(d->frontend)) /* there is no room for larger tables either */
 		return error_set(err, -ENOSPC, "requests to it are held for want of space: make room first");
 	ret = d->target->ops->resize(d->target, size_bytes, err);
-	if (!ret && size_bytes != target_size(&d->target->limits)) {
+	if (!ret) {
 		ret = d->frontend_ops->resize(d->frontend, size_bytes, err);
 		if (ret == -EOPNOTSUPP) {
 			memset(err, 0, sizeof(*err));

@@ -70,6 +70,7 @@ struct frontend {
 	bool part_scan;
 	bool claimed; /* the loop device, until it is bound */
 	bool bound;
+	bool size_unsure; /* whether the loop device has the size that it was asked for last */
 	uint64_t loop_seq; /* of the loop device's use for this */
 	int gone_fd;
 	struct hold_device hold;
@@ -528,10 +529,14 @@ static int fuse_resize(struct frontend *f, uint64_t size_bytes, struct error *er
 	int ret;
 
 	assert(size_bytes && is_aligned(size_bytes, f->target->limits.logical_block_bytes));
+	if (size_bytes == old_bytes && !f->size_unsure)
+		return 0;
 	target_set_size(f->target, size_bytes);
 	ret = host_resize(&f->host, f->with_loop, size_bytes, err);
-	if (!ret)
-		return 0;
+	/* not answered, it may be done all the same: what the loop device may have is served */
+	f->size_unsure = ret == -ETIMEDOUT || ret == -EPIPE;
+	if (!ret || f->size_unsure)
+		return ret;
 	target_set_size(f->target, old_bytes);
 	if (host_resize(&f->host, f->with_loop, old_bytes, &ignored))
 		log_warn("%s: %s", f->dir.file, ignored.text);

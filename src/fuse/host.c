@@ -321,6 +321,9 @@ static int host_call(struct host *h, struct message *m, int fd, unsigned timeout
 	ret = helper_ask_with(h->helper, HELPER_HOST, m, sizeof(*m), fd, timeout_ms + ANSWER_MS);
 	if (ret == -EPIPE)
 		return error_set(err, ret, "the helper process has ended");
+	if (ret == -ETIMEDOUT && !m->text[0])
+		return error_set(err, ret, "the helper process did not answer within %u s",
+				 (timeout_ms + ANSWER_MS) / 1000);
 	if (ret < 0) {
 		m->text[sizeof(m->text) - 1] = '\0';
 		return error_set(err, ret, "%s", m->text[0] ? m->text : strerror(-ret));

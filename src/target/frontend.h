@@ -109,7 +109,9 @@ struct frontend_ops {
 	/*
 	 * The device gets another size, a multiple of the logical block, and with it target_size(). The
 	 * target serves that size already if it is larger, and still serves the old one if it is smaller.
-	 * -EOPNOTSUPP: a running device cannot be resized here. On error the size is what it was.
+	 * -EOPNOTSUPP: a running device cannot be resized here. On error the size is what it was, but for
+	 * -ETIMEDOUT and -EPIPE: the device may get the new one yet, the larger of the two is served, and the call
+	 * can be repeated. Nothing is done where the device is known to have that size.
 	 */
 	int (*resize)(struct frontend *f, uint64_t size_bytes, struct error *err);
 	/*

@@ -68,6 +68,7 @@ struct frontend {
 	bool added;	  /* by us: deleted if starting fails, and at the end */
 	bool recovered;
 	bool unprivileged;
+	uint64_t driver_bytes; /* how large the driver is known to have the device; 0: that is not certain */
 	int char_fd;
 	int gone_fd;
 	struct hold_device hold;
@@ -244,6 +245,7 @@ static int device_make(struct frontend *f, const struct frontend_options *opts, 
 	ret = device_add(f, opts, buf_bytes, err);
 	if (!ret && opts->unprivileged)
 		ret = char_node_wait(f, err);
+	f->driver_bytes = target_size(&t->limits);
 	return ret ? ret : ublk_ctrl_set_params(f->ctrl, f->info.dev_id, &params, err);
 }
 
@@ -269,6 +271,7 @@ static int device_take_over(struct frontend *f, const struct frontend_options *o
 				 "%s has %u queues of %u requests, which is more than was opened for",
 				 f->device, f->info.nr_hw_queues, f->info.queue_depth);
 	f->path = path_of(f->info.flags);
+	f->driver_bytes = target_size(&f->target->limits); /* or see size_follow() */
 	f->recovered = true;
 	return 0;
 }
@@ -401,6 +404,18 @@ static void scan_finish(struct frontend *f)
 			 error_text(&err, ret));
 }
 
+/* Asked and not answered, it may be done or not, now or later. */
+static int driver_resize(struct frontend *f, uint64_t size_bytes, struct error *err)
+{
+	int ret = ublk_ctrl_update_size(f->ctrl, f->info.dev_id, size_bytes, err);
+
+	if (!ret)
+		f->driver_bytes = size_bytes;
+	else if (ret == -ETIMEDOUT || ret == -EPIPE)
+		f->driver_bytes = 0;
+	return ret;
+}
+
 /*
  * A process that was killed while the disk grew may have left the device with its old size, and the image with
  * the new one. What the driver does not take stays as it is, for a `resize` that is asked for again.
@@ -411,10 +426,11 @@ static void size_follow(struct frontend *f)
 	struct error err = {0};
 	int ret = ublk_ctrl_size(f->ctrl, f->info.dev_id, &has_bytes, &err);
 
+	f->driver_bytes = ret ? 0 : has_bytes;
 	if (!ret && has_bytes >= size_bytes)
 		return;
 	if (!ret)
-		ret = ublk_ctrl_update_size(f->ctrl, f->info.dev_id, size_bytes, &err);
+		ret = driver_resize(f, size_bytes, &err);
 	if (!ret) {
 		log_info("%s: has %llu bytes now, as its image has", f->device,
 			 (unsigned long long)size_bytes);
@@ -422,8 +438,8 @@ static void size_follow(struct frontend *f)
 	}
 	log_warn("%s: the image has another size, %llu bytes: %s", f->device,
 		 (unsigned long long)size_bytes, error_text(&err, ret));
-	if (has_bytes)
-		target_set_size(f->target, has_bytes);
+	if (f->driver_bytes)
+		target_set_size(f->target, f->driver_bytes);
 }
 
 /* From a device that was added to one that serves I/O. */
@@ -688,11 +704,16 @@ static int ublk_resize(struct frontend *f, uint64_t size_bytes, struct error *er
 	int ret;
 
 	assert(size_bytes && is_aligned(size_bytes, f->target->limits.logical_block_bytes));
+	if (size_bytes == f->driver_bytes)
+		return 0;
 	/* requests to what is gained come in at once, those to what is lost until the driver has done it */
 	if (size_bytes > old_bytes)
 		target_set_size(f->target, size_bytes);
-	ret = ublk_ctrl_update_size(f->ctrl, f->info.dev_id, size_bytes, err);
-	target_set_size(f->target, ret ? old_bytes : size_bytes);
+	ret = driver_resize(f, size_bytes, err);
+	if (!ret)
+		target_set_size(f->target, size_bytes);
+	else if (f->driver_bytes) /* else it may have the larger of the two, and requests to that go on */
+		target_set_size(f->target, old_bytes);
 	return ret;
 }
 

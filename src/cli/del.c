@@ -162,8 +162,13 @@ static int live_del(const struct entry *e, struct statedir *dir, const struct de
 		memset(err, 0, sizeof(*err));
 		ret = error_set(err, -ESTALE, "its daemon (process %d) died", (int)e->process.pid);
 	}
-	if (!ret)
-		ret = end_wait(pidfd, &e->process, "daemon", err);
+	if (!ret || ret == -EUCLEAN) {
+		wait_ret = end_wait(pidfd, &e->process, "daemon", ret ? NULL : err);
+		ret = wait_ret ? wait_ret : ret;
+	}
+	/* the image is whole, and closed; what is left of the device is nobody's */
+	if (ret == -EUCLEAN)
+		ret = -ESTALE;
 	if (!ret && supervisor_fd >= 0)
 		ret = end_wait(supervisor_fd, &e->supervisor, "supervisor", err);
 out:
@@ -260,6 +265,10 @@ static int orphans_del(const struct del *del)
 	if (ret && err.text[0])
 		return cli_fail(NULL, &err, ret);
 	memset(&err, 0, sizeof(err));
+	if (!ret && !statedir_lock(&dir, NULL)) { /* who holds it sweeps, or the next one does */
+		entry_sweep(&dir);
+		statedir_unlock(&dir);
+	}
 	ret = entry_list_read(&list, &dir, &err);
 	if (!ret)
 		count = cleanup_orphans(&list, orphans, ORPHANS_MAX, &err);

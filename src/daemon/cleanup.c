@@ -170,6 +170,7 @@ int cleanup_process(struct statedir *dir, pid_t pid, struct error *err)
 			ret = cleanup_entry(dir, e, &note, err);
 	}
 	entry_list_free(&list);
+	entry_sweep(dir);
 	statedir_unlock(dir);
 	return ret;
 }

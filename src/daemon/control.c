@@ -119,13 +119,14 @@ void control_reply_ok(struct control_client *client, json_t *body)
 	json_decref(body);
 }
 
-static void error_send(struct control_client *client, const char *text, bool busy)
+/* @why: a member that tells what kind of error it is; NULL: none of these. */
+static void error_send(struct control_client *client, const char *text, const char *why)
 {
 	json_t *value = json_string(text);
 	json_t *o = json_object();
 
-	if (busy)
-		json_object_set_new(o, "busy", json_true());
+	if (why)
+		json_object_set_new(o, why, json_true());
 	json_object_set_new(o, "ok", json_false());
 	json_object_set_new(o, "error", value ? value : json_string("failed"));
 	line_send(client, o);
@@ -134,12 +135,17 @@ static void error_send(struct control_client *client, const char *text, bool bus
 
 void control_reply_error(struct control_client *client, const char *text)
 {
-	error_send(client, text, false);
+	error_send(client, text, NULL);
 }
 
 void control_reply_busy(struct control_client *client, const char *text)
 {
-	error_send(client, text, true);
+	error_send(client, text, "busy");
+}
+
+void control_reply_left(struct control_client *client, const char *text)
+{
+	error_send(client, text, "left");
 }
 
 static bool peer_allowed(int fd)
@@ -328,9 +334,14 @@ static int answer_judge(const char *line, json_t **out, struct error *err)
 	const char *text = json_string_value(json_object_get(o, "error"));
 	int ret = 0;
 
-	if (!json_is_true(json_object_get(o, "ok")))
-		ret = error_set(err, json_is_true(json_object_get(o, "busy")) ? -EBUSY : -EIO, "%s",
-				text ? text : "the daemon gave no answer to be read");
+	if (json_is_true(json_object_get(o, "busy")))
+		ret = -EBUSY;
+	else if (json_is_true(json_object_get(o, "left")))
+		ret = -EUCLEAN;
+	else if (!json_is_true(json_object_get(o, "ok")))
+		ret = -EIO;
+	if (ret)
+		error_set(err, ret, "%s", text ? text : "the daemon gave no answer to be read");
 	if (!ret && out)
 		*out = o;
 	else

@@ -70,6 +70,8 @@ void control_reply_ok(struct control_client *client, struct json_t *body);
 void control_reply_error(struct control_client *client, const char *text);
 /* An error that may pass: the device is in use. */
 void control_reply_busy(struct control_client *client, const char *text);
+/* The image is closed, in order, and the process ends, but the device could not be taken away. */
+void control_reply_left(struct control_client *client, const char *text);
 
 /* Milliseconds of the monotonic clock. */
 uint64_t control_now_ms(void);
@@ -78,7 +80,8 @@ uint64_t control_now_ms(void);
 
 /*
  * Asks the daemon of @e and waits for its answer. 0 and an answer of ok; -errno with the daemon's or
- * an own message else. -EBUSY: in use, as the message says. -ETIMEDOUT: no answer in time; the daemon may still be at it.
+ * an own message else. -EBUSY: in use, as the message says. -EUCLEAN: see control_reply_left(). -ETIMEDOUT: no
+ * answer in time; the daemon may still be at it.
  */
 int control_ask(const struct statedir *dir, const struct entry *e, enum control_command command,
 		bool force, int timeout_ms, struct error *err) must_check;

@@ -21,6 +21,8 @@
  *  5. What came with root's privileges is dropped before the target opens the image, but for what it takes
  *     to open files, and that before the first thread starts (confine.h); what needs privileges later is
  *     done by a helper, which knows the device and nothing of the image.
+ *  6. A process that has lost its helper, or the io_uring of a queue, does not try to take its device away without,
+ *     if it has a supervisor: it dies, and the next one, which has both, takes over (give_way()).
  */
 #include "daemon/daemon.h"
 
@@ -76,7 +78,9 @@ struct daemon {
 	struct target *target;
 	const struct frontend_ops *frontend_ops;
 	struct frontend *frontend;
+	bool helper_lost; /* and nobody takes over */
 	bool done; /* the device is gone */
+	bool left; /* ... in that the image is closed; but it could not be taken away */
 	int ret;   /* what that ended with */
 };
 
@@ -196,6 +200,7 @@ static int entry_register(struct daemon *d, struct error *err)
 {
 	const struct supervision *supervision = d->config.supervision;
 	struct entry_list list;
+	struct stat st;
 	int ret;
 
 	ret = entry_list_read(&list, &d->dir, err);
@@ -206,6 +211,10 @@ static int entry_register(struct daemon *d, struct error *err)
 	entry_list_free(&list);
 	if (ret)
 		return ret;
+	entry_sweep(&d->dir);
+	/* of a supervisor that was killed meanwhile, somebody may have removed it, as there was no entry */
+	if (supervision && supervision->log_fd >= 0 && (fstat(supervision->log_fd, &st) || !st.st_nlink))
+		return error_set(err, -EIO, "the recovery log is gone, as the supervisor is");
 	ret = entry_write(&d->entry, &d->dir, err);
 	d->registered = !ret;
 	return ret;
@@ -298,7 +307,8 @@ static int entry_fill(struct daemon *d, struct error *err)
 	if (supervision) {
 		memcpy(e->key, supervision->key, sizeof(e->key));
 		e->supervisor = supervision->supervisor;
-		e->recovery = true;
+		/* a new device that is not live yet is nothing to take over */
+		e->recovery = supervision->replay;
 		e->recovery_fail = d->config.recovery == FRONTEND_RECOVERY_FAIL;
 		if (supervision->replay)
 			snprintf(e->device, sizeof(e->device), "/dev/ublkb%d", e->id);
@@ -402,6 +412,17 @@ static enum harden_mlock mlock_policy(const struct daemon_config *config)
 	return replay && config->mlock == HARDEN_MLOCK_ON ? HARDEN_MLOCK_AUTO : config->mlock;
 }
 
+/* Invariant 1. What cannot be written is no reason not to go on: as long as the process lives, it takes it away. */
+static void device_made(void *arg, int id)
+{
+	struct daemon *d = arg;
+	struct error err = {0};
+
+	d->entry.id = id;
+	if (entry_write(&d->entry, &d->dir, &err))
+		log_warn("%s", err.text);
+}
+
 static int device_start(struct daemon *d, struct daemon_report *report, struct error *err)
 {
 	const struct supervision *supervision = d->config.supervision;
@@ -418,6 +439,8 @@ static int device_start(struct daemon *d, struct daemon_report *report, struct e
 		.wait_partitions = true,
 		.recover = supervision && supervision->replay,
 		.helper = d->privileges.helper,
+		.made = device_made,
+		.made_arg = d,
 		.settled = privileges_settled(&d->privileges),
 		.run_dir = d->dir.path,
 		.name = slash ? slash + 1 : d->config.target->name,
@@ -444,6 +467,7 @@ static int device_start(struct daemon *d, struct daemon_report *report, struct e
 		return ret;
 
 	d->entry.state = ENTRY_LIVE;
+	d->entry.recovery = supervision != NULL;
 	d->entry.id = d->frontend_ops->id(d->frontend);
 	snprintf(d->entry.device, sizeof(d->entry.device), "%s",
 		 d->frontend_ops->device(d->frontend));
@@ -471,7 +495,7 @@ static int device_start(struct daemon *d, struct daemon_report *report, struct e
 	return ret;
 }
 
-/* Takes the device away and closes the target. The first error is returned, and all are logged. */
+/* Takes the device away and closes the target. All errors are logged; the target's is returned before the device's. */
 static int device_stop(struct daemon *d, struct error *err)
 {
 	struct error close_err = {0};
@@ -491,15 +515,16 @@ static int device_stop(struct daemon *d, struct error *err)
 				error_text(&close_err, close_ret));
 	}
 	d->target = NULL;
-	if (ret) {
-		/* Invariant 1: for `del` to find; but what was busy is gone, or goes with its last user. */
-		if (ret != -EBUSY)
-			d->registered = false;
+	/* Invariant 1: for `del` to find; but what was busy is gone, or goes with its last user. */
+	if (ret && ret != -EBUSY)
+		d->registered = false;
+	if (!close_ret) {
+		d->left = ret && ret != -EBUSY && ret != -ETIMEDOUT;
 		return ret;
 	}
-	if (close_ret)
-		error_set(err, close_ret, "%s", error_text(&close_err, close_ret));
-	return close_ret;
+	/* what is lost matters more than what is left */
+	memset(err, 0, sizeof(*err));
+	return error_set(err, close_ret, "%s", error_text(&close_err, close_ret));
 }
 
 static void daemon_destroy(struct daemon *d)
@@ -556,7 +581,7 @@ int daemon_attach(struct daemon **out, const struct daemon_config *config,
 		/* What went wrong first is what the user reads; this has been logged. */
 		(void)!device_stop(d, &stop_err);
 		/* Invariant 1: what a stuck thread holds goes away with the process, later. */
-		if (ret == -ETIMEDOUT)
+		if (ret == -ETIMEDOUT || ret == -EUCLEAN)
 			d->registered = false;
 		/* A device that could not be taken over waits on, with its entry and its log. */
 		if (config->supervision && config->supervision->replay)
@@ -589,6 +614,9 @@ static bool device_unused(const struct daemon *d, char *text, size_t size)
 		return true;
 	if (busy > 0)
 		privileges_describe(&d->privileges, d->entry.device, text, size);
+	else if (busy == -EPIPE)
+		snprintf(text, size, "may be in use: its helper process, which could tell, has died; 'del --force' "
+				     "takes it away all the same");
 	else
 		snprintf(text, size, "may be in use (%s)", strerror(-busy));
 	return false;
@@ -772,10 +800,35 @@ static void request_serve(void *arg, struct control_client *client,
 		control_reply_busy(client, why);
 		return;
 	}
-	if (daemon_stop(d, request->force, &err))
-		control_reply_error(client, error_text(&err, d->ret));
-	else
+	if (!daemon_stop(d, request->force, &err))
 		control_reply_ok(client, NULL);
+	else if (d->left)
+		control_reply_left(client, error_text(&err, d->ret));
+	else
+		control_reply_error(client, error_text(&err, d->ret));
+}
+
+/*
+ * A process that has lost a part of itself cannot do all that it should. Where a supervisor starts another one it
+ * dies at once, as if it had been killed: that one is whole, and has everything that was acknowledged.
+ */
+static void give_way(const struct daemon *d, const char *lost)
+{
+	const struct supervision *s = d->config.supervision;
+
+	if (!s || getppid() != s->supervisor.pid)
+		return;
+	log_err("%s: %s: this process gives way to another one", d->entry.device, lost);
+	kill(getpid(), SIGKILL);
+}
+
+static void helper_ended(struct daemon *d)
+{
+	d->helper_lost = true;
+	give_way(d, "its helper process has died");
+	log_err("%s: its helper process has died: it is served, but cannot be resized, and it takes 'del --force' to "
+		"detach it",
+		d->entry.device);
 }
 
 /* The first request is held for want of space, or the last one has gone on. */
@@ -843,7 +896,7 @@ int daemon_serve(struct daemon *d)
 		 d->entry.image[0] ? d->entry.image : d->entry.target, d->entry.target,
 		 d->entry.frontend);
 	while (!d->done) {
-		struct pollfd pfds[3 + CONTROL_POLL_MAX];
+		struct pollfd pfds[4 + CONTROL_POLL_MAX];
 		struct error err = {0};
 		int timeout_ms = -1;
 		unsigned count;
@@ -851,15 +904,20 @@ int daemon_serve(struct daemon *d)
 		pfds[0] = (struct pollfd){.fd = d->signal_fd, .events = POLLIN};
 		pfds[1] = (struct pollfd){.fd = d->frontend_ops->gone_fd(d->frontend), .events = POLLIN};
 		pfds[2] = (struct pollfd){.fd = d->frontend_ops->hold_fd(d->frontend), .events = POLLIN};
-		count = control_poll_prepare(&d->control, pfds + 3, &timeout_ms);
-		if (poll(pfds, 3 + count, timeout_ms) < 0) {
+		pfds[3] = (struct pollfd){.fd = d->helper_lost ? -1 : privileges_helper_fd(&d->privileges)};
+		count = control_poll_prepare(&d->control, pfds + 4, &timeout_ms);
+		if (poll(pfds, 4 + count, timeout_ms) < 0) {
 			if (errno == EINTR)
 				continue;
 			log_err("poll: %s", strerror(errno));
 			sleep(1);
 			continue;
 		}
+		if (pfds[3].revents)
+			helper_ended(d);
 		if (pfds[1].fd >= 0 && pfds[1].revents) {
+			if (d->frontend_ops->failed && d->frontend_ops->failed(d->frontend))
+				give_way(d, "an io_uring has failed");
 			log_warn("%s: has gone away", d->entry.device);
 			(void)!daemon_stop(d, false, &err);
 			break;
@@ -869,7 +927,7 @@ int daemon_serve(struct daemon *d)
 		if (pfds[0].revents)
 			signals_serve(d);
 		if (!d->done)
-			control_poll_done(&d->control, pfds + 3, count);
+			control_poll_done(&d->control, pfds + 4, count);
 	}
 	ret = d->ret;
 	daemon_destroy(d);

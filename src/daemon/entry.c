@@ -219,17 +219,55 @@ int entry_write(const struct entry *e, const struct statedir *dir, struct error 
 		   : 0;
 }
 
+/* The entry last: as long as anything is left, somebody can find it. */
+static const char *const suffixes[] = {"sock", "tmp", "upgrade", "log", "json"};
+
 void entry_remove(const struct entry *e, const struct statedir *dir)
 {
-	static const char *const suffixes[] = {"sock", "tmp", "upgrade", "log", "json"};
-
-	/* The entry last: as long as anything is left, somebody can find it. */
 	for (size_t i = 0; i < ARRAY_LEN(suffixes); i++) {
 		char name[ENTRY_KEY_MAX + 8];
 
 		snprintf(name, sizeof(name), "%s.%s", e->key, suffixes[i]);
 		unlinkat(dir->fd, name, 0);
 	}
+}
+
+/* Whether @name is a file beside an entry, which is not there; and the process that it is named for, neither. */
+static bool is_left_over(const struct statedir *dir, const char *name)
+{
+	const char *dot = strchr(name, '.');
+	char entry[ENTRY_KEY_MAX + 8];
+	struct process process;
+	uint64_t ticks;
+	bool ours = false;
+	int pid, end = 0;
+
+	for (size_t i = 0; dot && i < ARRAY_LEN(suffixes) - 1; i++)
+		ours |= strcmp(dot + 1, suffixes[i]) == 0;
+	if (!ours || dot - name >= ENTRY_KEY_MAX || process_self(&process) ||
+	    sscanf(name, "%d-%" SCNu64 "%n", &pid, &ticks, &end) != 2 || name + end != dot)
+		return false;
+	snprintf(entry, sizeof(entry), "%.*s.json", (int)(dot - name), name);
+	if (!faccessat(dir->fd, entry, F_OK, AT_SYMLINK_NOFOLLOW) || errno != ENOENT)
+		return false;
+	process.pid = pid; /* of this boot */
+	process.start_ticks = ticks;
+	return !process_alive(&process);
+}
+
+void entry_sweep(const struct statedir *dir)
+{
+	int fd = openat(dir->fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
+	struct dirent *file;
+
+	if (!d && fd >= 0)
+		close(fd);
+	while (d && (file = readdir(d)))
+		if (is_left_over(dir, file->d_name))
+			unlinkat(dir->fd, file->d_name, 0);
+	if (d)
+		closedir(d);
 }
 
 /* ---- from JSON: the folder is ours, yet what is read is checked ---- */

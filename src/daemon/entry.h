@@ -91,6 +91,12 @@ int entry_write(const struct entry *e, const struct statedir *dir, struct error 
 /* Removes the file and the socket. */
 void entry_remove(const struct entry *e, const struct statedir *dir);
 
+/*
+ * Removes files that belong to no entry, of processes that are gone: one that is killed may leave its log
+ * before it has an entry, or when it has it no more. Under the lock of the folder.
+ */
+void entry_sweep(const struct statedir *dir);
+
 struct entry_list {
 	struct entry *entries;
 	size_t count;

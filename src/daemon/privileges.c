@@ -125,6 +125,11 @@ void privileges_serving(struct privileges *p)
 		confine_rings();
 }
 
+int privileges_helper_fd(const struct privileges *p)
+{
+	return p->helper ? helper_fd(p->helper) : -1;
+}
+
 void privileges_end(struct privileges *p)
 {
 	namespace_leave(&p->namespace);

@@ -46,6 +46,9 @@ void privileges_serving(struct privileges *p);
 void (*privileges_settled(const struct privileges *p))(void);
 void privileges_end(struct privileges *p);
 
+/* Polls POLLHUP when the helper is gone; -1: there is none. */
+int privileges_helper_fd(const struct privileges *p);
+
 /* Who uses the device, as inuse_describe() has it. */
 void privileges_describe(const struct privileges *p, const char *device, char *text, size_t size);
 

@@ -280,13 +280,11 @@ static int daemon_bury(struct parent *p, bool at_once)
 	struct statedir dir;
 	int status = 0;
 
-	if (p->daemon <= 0)
-		return 0;
-	if (at_once)
+	if (p->daemon > 0 && at_once)
 		kill(p->daemon, SIGKILL);
 	/* Bounded, for a process may be stuck in the kernel. A supervisor's child is not ours to wait for. */
-	for (int waited_ms = 0; waitpid(p->daemon, &status, WNOHANG) == 0 ||
-				(errno == ECHILD && kill(p->daemon, 0) == 0);
+	for (int waited_ms = 0; p->daemon > 0 && (waitpid(p->daemon, &status, WNOHANG) == 0 ||
+						  (errno == ECHILD && kill(p->daemon, 0) == 0));
 	     waited_ms += 20) {
 		errno = 0;
 		if (waited_ms == BURY_TIMEOUT_MS)

@@ -150,6 +150,7 @@ struct loop {
 	atomic_bool waiting; /* the loop waits, or is about to: whoever clears it must wake it */
 	atomic_bool stop;
 	atomic_uint posters; /* threads inside loop_post() or loop_stop() */
+	void (*failure_fn)(void); /* see loop_on_failure() */
 };
 
 #endif

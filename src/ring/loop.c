@@ -358,6 +358,11 @@ void loop_stop(struct loop *loop)
 	atomic_fetch_sub(&loop->posters, 1);
 }
 
+void loop_on_failure(struct loop *loop, void (*fn)(void))
+{
+	loop->failure_fn = fn;
+}
+
 static bool run_messages(struct loop *loop)
 {
 	struct loop_msg *msg, *next, *in_order = NULL;
@@ -669,6 +674,8 @@ int loop_run(struct loop *loop)
 	atomic_store(&loop->stop, false);
 	self_loop = NULL;
 	(void)io_uring_unregister_ring_fd(&loop->ring);
+	if (ret && loop->failure_fn)
+		loop->failure_fn();
 	return ret;
 }
 

@@ -59,6 +59,8 @@ int loop_run(struct loop *loop) must_check;
  * stays so, and goes on in the next loop_run(), on the same thread.
  */
 void loop_stop(struct loop *loop);
+/* @fn is called on the loop's thread when loop_run() fails: what was posted may never be handled. */
+void loop_on_failure(struct loop *loop, void (*fn)(void));
 
 /* Ringless only: runs all that is ready until nothing is; true if it did anything. */
 bool loop_turn(struct loop *loop);

@@ -42,6 +42,9 @@ struct frontend_options {
 	bool no_loop;	      /* fuse: the file alone, no loop device on it */
 	bool hold_enospc;     /* requests that meet the end of space wait for more (hold.h) */
 	struct helper *helper; /* does what needs privileges; NULL: this process has them */
+	/* Called by start() as soon as a device is made that is left behind if this process dies. NULL: nobody. */
+	void (*made)(void *arg, int id);
+	void *made_arg;
 	/* Called on every thread of a queue as soon as the kernel has made the device; NULL: nothing. */
 	void (*settled)(void);
 	const char *run_dir;  /* the program's folder of state, such as /run/ublk-qcow2 */
@@ -71,7 +74,7 @@ struct frontend_ops {
 	void (*help_ended)(void); /* and what it does when it ends; NULL: nothing */
 	/*
 	 * Makes the device and returns when it is usable (its node is there). The target stays the
-	 * caller's. On error nothing is left behind.
+	 * caller's. On error nothing is left behind, but with -EUCLEAN.
 	 */
 	int (*start)(struct frontend **out, struct target *t, const struct frontend_options *opts,
 		     struct error *err);
@@ -91,6 +94,8 @@ struct frontend_ops {
 	 * outside, unmounted, a queue thread failed); -1: none.
 	 */
 	int (*gone_fd)(const struct frontend *f);
+	/* Whether that is since a part of this process failed: its io_uring. NULL: never. */
+	bool (*failed)(const struct frontend *f);
 	/* Whether somebody has the device open or mounted: > 0 yes, 0 no, -errno unknown. */
 	int (*busy)(const struct frontend *f);
 	/*

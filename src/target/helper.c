@@ -209,6 +209,11 @@ void helper_stop(struct helper *h)
 	free(h);
 }
 
+int helper_fd(const struct helper *h)
+{
+	return h->fd;
+}
+
 /* 0: no answer within @ms; else that of the kernel, or 1 for ours. */
 static int answer_take(struct helper *h, struct packet *p, size_t bytes, uint64_t ms)
 {

@@ -46,6 +46,8 @@ struct helper_config {
 /* Of the descriptors above 2 the helper keeps none; it ends when this process does. */
 int helper_start(struct helper **out, const struct helper_config *config, struct error *err) must_check;
 void helper_stop(struct helper *helper); /* accepts NULL; for the sake of tidiness */
+/* A descriptor that polls POLLHUP when there is no helper any more (it was killed); for that alone. */
+int helper_fd(const struct helper *helper);
 
 /*
  * Asks, and waits for the answer: what the function returned. Asks @given_up(@arg), if there is one, now

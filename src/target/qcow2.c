@@ -184,6 +184,7 @@ static int qcow2_target_queue_start(struct target *t, unsigned queue, struct loo
 	int ret = 0;
 
 	q->loop = loop;
+	snapshot_loop_set(loop);
 	if (queue == 0)
 		ret = qcow2_set_metadata_loop(qt->img, loop, err);
 	if (ret)

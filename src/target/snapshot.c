@@ -4,6 +4,7 @@
  *
  * The asker and the loop share a job, which the last of the two frees: an asker that has waited too long
  * leaves (the storage hangs, or the device went away with its loop), and the loop may still come to it.
+ * One lock and one condition do for all jobs: there is one at a time, but for those whose asker has left.
  */
 #include "target/snapshot.h"
 
@@ -27,19 +28,40 @@ struct job {
 	enum target_snapshot what;
 	char name[1024];
 	uint64_t size_bytes;
-	pthread_mutex_t lock;
-	pthread_cond_t cond;
 	bool done, left; /* by the loop, by the asker */
 	int ret;
 	uint64_t pause_ns;
 	struct error err;
 };
 
-static void job_free(struct job *job)
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t cond;
+static pthread_once_t cond_once = PTHREAD_ONCE_INIT;
+
+static void cond_make(void)
 {
-	pthread_mutex_destroy(&job->lock);
-	pthread_cond_destroy(&job->cond);
-	free(job);
+	pthread_condattr_t attr;
+
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&cond, &attr);
+	pthread_condattr_destroy(&attr);
+}
+
+static bool a_loop_failed; /* under the lock: a process with such a one comes to its end */
+
+static void loop_failed(void)
+{
+	pthread_mutex_lock(&lock);
+	a_loop_failed = true;
+	pthread_cond_broadcast(&cond);
+	pthread_mutex_unlock(&lock);
+}
+
+void snapshot_loop_set(struct loop *loop)
+{
+	pthread_once(&cond_once, cond_make);
+	loop_on_failure(loop, loop_failed);
 }
 
 static int resize_operate(struct job *job)
@@ -70,13 +92,13 @@ static void job_task(struct co_task *task)
 	bool left;
 
 	job->ret = job->operate(job);
-	pthread_mutex_lock(&job->lock);
+	pthread_mutex_lock(&lock);
 	job->done = true;
 	left = job->left;
-	pthread_cond_signal(&job->cond);
-	pthread_mutex_unlock(&job->lock);
+	pthread_cond_broadcast(&cond);
+	pthread_mutex_unlock(&lock);
 	if (left)
-		job_free(job);
+		free(job);
 }
 
 static void job_arrived(struct loop_msg *msg)
@@ -91,18 +113,12 @@ static void job_arrived(struct loop_msg *msg)
 static struct job *job_make(struct qcow2_image *img, int (*operate)(struct job *job))
 {
 	struct job *job = calloc(1, sizeof(*job));
-	pthread_condattr_t attr;
 
 	if (!job)
 		return NULL;
 	job->img = img;
 	job->operate = operate;
 	job->msg.fn = job_arrived;
-	pthread_mutex_init(&job->lock, NULL);
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&job->cond, &attr);
-	pthread_condattr_destroy(&attr);
 	return job;
 }
 
@@ -115,22 +131,24 @@ static int job_run(struct job *job, unsigned wait_ms, uint64_t *pause_ns, struct
 	clock_gettime(CLOCK_MONOTONIC, &until);
 	until.tv_sec += wait_ms / 1000;
 	loop_post(qcow2_metadata_loop(job->img), &job->msg);
-	pthread_mutex_lock(&job->lock);
-	while (!job->done && !ret)
-		ret = pthread_cond_timedwait(&job->cond, &job->lock, &until);
+	pthread_mutex_lock(&lock);
+	while (!job->done && !ret && !a_loop_failed)
+		ret = pthread_cond_timedwait(&cond, &lock, &until);
 	if (!job->done) {
 		job->left = true;
-		pthread_mutex_unlock(&job->lock);
+		pthread_mutex_unlock(&lock);
+		if (!ret)
+			return error_set(err, -EIO, "the io_uring of a queue has failed");
 		return error_set(err, -ETIMEDOUT,
 				 "the image's storage did not do it within %u s; it may still be done",
 				 wait_ms / 1000);
 	}
-	pthread_mutex_unlock(&job->lock);
+	pthread_mutex_unlock(&lock);
 	ret = job->ret;
 	*pause_ns = job->pause_ns;
 	if (ret)
 		error_set(err, ret, "%s", error_text(&job->err, ret));
-	job_free(job);
+	free(job);
 	return ret;
 }
 

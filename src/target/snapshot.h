@@ -8,12 +8,16 @@
 
 #include "target/target.h"
 
+struct loop;
 struct qcow2_image;
+
+/* For all of the following, before anything else: for each queue, on its thread. */
+void snapshot_loop_set(struct loop *loop);
 
 /*
  * Runs the operation in a coroutine of the image's metadata loop, and waits for it: on no loop's thread,
  * and for SNAPSHOT_WAIT_MS at most (-ETIMEDOUT; it may still be done). The queues are not stopped meanwhile
- * by the caller.
+ * by the caller. If a loop fails, the wait ends (-EIO).
  */
 #define SNAPSHOT_WAIT_MS 300000
 int snapshot_run(struct qcow2_image *img, enum target_snapshot what, const char *name,

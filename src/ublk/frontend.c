@@ -563,7 +563,7 @@ static int ublk_start(struct frontend **out, struct target *t, const struct fron
 		      struct error *err)
 {
 	struct frontend *f;
-	int ret = options_check(t, opts, err);
+	int ret = options_check(t, opts, err), left;
 
 	if (ret)
 		return ret;
@@ -589,6 +589,8 @@ static int ublk_start(struct frontend **out, struct target *t, const struct fron
 		ret = device_take_over(f, opts, err);
 	else
 		ret = device_make(f, opts, err);
+	if (f->added && opts->made)
+		opts->made(opts->made_arg, (int)f->info.dev_id);
 	if (!ret)
 		ret = scan_prepare(f, opts, err);
 	if (!ret)
@@ -598,8 +600,9 @@ static int ublk_start(struct frontend **out, struct target *t, const struct fron
 	*out = f;
 	return 0;
 fail:
-	if (frontend_destroy(f, NULL) == -ETIMEDOUT)
-		ret = -ETIMEDOUT;
+	left = frontend_destroy(f, NULL);
+	if (left)
+		ret = left == -ETIMEDOUT ? -ETIMEDOUT : -EUCLEAN;
 	return ret;
 }
 
@@ -649,6 +652,14 @@ static int ublk_gone_fd(const struct frontend *f)
 	return f->gone_fd;
 }
 
+static bool ublk_failed(const struct frontend *f)
+{
+	for (unsigned i = 0; i < f->nr_queues; i++)
+		if (ublk_queue_failed(f->queues[i]))
+			return true;
+	return false;
+}
+
 static int ublk_hold_fd(const struct frontend *f)
 {
 	return f->hold.fd;
@@ -686,6 +697,20 @@ static int ublk_help_scan(void *data, size_t bytes, bool (*given_up)(void *arg),
 	return is_ours(data, bytes) ? child_call(partitions_read, data, SCAN_MS, NULL) : -EINVAL;
 }
 
+/*
+ * What ended meanwhile, since the device was taken away by somebody else, is news again: a queue says that it
+ * is over before it looks whether that is expected, so that one of us says so.
+ */
+static void expect_end_no_more(struct frontend *f)
+{
+	uint64_t one = 1;
+
+	for (unsigned i = 0; i < f->nr_queues; i++)
+		ublk_queue_expect_end(f->queues[i], false);
+	if (any_queue_over(f) && write(f->gone_fd, &one, sizeof(one)) != sizeof(one))
+		log_err("%s: cannot say that it is gone: %s", f->device, strerror(errno));
+}
+
 static int ublk_release(struct frontend *f, struct error *err)
 {
 	int ret;
@@ -693,8 +718,8 @@ static int ublk_release(struct frontend *f, struct error *err)
 	for (unsigned i = 0; i < f->nr_queues; i++)
 		ublk_queue_expect_end(f->queues[i], true);
 	ret = ublk_ctrl_try_stop(f->ctrl, f->info.dev_id, err);
-	for (unsigned i = 0; ret && i < f->nr_queues; i++)
-		ublk_queue_expect_end(f->queues[i], false);
+	if (ret)
+		expect_end_no_more(f);
 	return ret;
 }
 
@@ -738,6 +763,7 @@ const struct frontend_ops frontend_ublk = {
 	.data_path = ublk_data_path,
 	.figures = ublk_figures,
 	.gone_fd = ublk_gone_fd,
+	.failed = ublk_failed,
 	.hold_fd = ublk_hold_fd,
 	.held = ublk_held,
 	.retry = retry_held,

@@ -402,9 +402,11 @@ static void *queue_thread(void *arg)
 	}
 	phase_set(q, UBLK_QUEUE_RUNNING);
 	ret = loop_run(q->loop);
-	if (ret)
+	if (ret) {
 		log_err("ublk device %u, queue %u: its io_uring failed: %s", q->config.dev_id,
 			q->config.queue, strerror(-ret));
+		atomic_store(&q->failed, true);
+	}
 	if (q->abandoned) {
 		queue_abandon(q);
 		phase_set(q, UBLK_QUEUE_ENDED);
@@ -520,6 +522,11 @@ int ublk_queue_start(struct ublk_queue **out, const struct ublk_queue_config *co
 bool ublk_queue_over(const struct ublk_queue *q)
 {
 	return atomic_load(&q->over);
+}
+
+bool ublk_queue_failed(const struct ublk_queue *q)
+{
+	return atomic_load(&q->failed);
 }
 
 void ublk_queue_figures(const struct ublk_queue *q, struct frontend_figures *out)

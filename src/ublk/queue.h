@@ -137,6 +137,7 @@ struct ublk_queue {
 
 	atomic_bool end_expected; /* the device is being taken away: aborts are no news */
 	atomic_bool over;	  /* some fetch has ended for good */
+	atomic_bool failed;	  /* its ring has */
 };
 
 static inline struct ublk_tag *ublk_queue_tag(const struct ublk_queue *q, unsigned tag)
@@ -152,6 +153,8 @@ int ublk_queue_start(struct ublk_queue **out, const struct ublk_queue_config *co
 		     struct error *err) must_check;
 /* From any thread: whether the queue has stopped serving, or part of it has. */
 bool ublk_queue_over(const struct ublk_queue *q);
+/* Whether that is its io_uring's fault. */
+bool ublk_queue_failed(const struct ublk_queue *q);
 /* From the thread that started it, at any time before it is stopped. */
 void ublk_queue_figures(const struct ublk_queue *q, struct frontend_figures *out);
 /* What waits for space is tried again now. */

@@ -217,7 +217,7 @@ static int recovering_del(const struct entry *e, struct statedir *dir, struct er
 	int pidfd = process_open(&e->supervisor);
 
 	if (pidfd >= 0) {
-		kill(e->supervisor.pid, SIGKILL);
+		(void)process_signal(pidfd, SIGKILL);
 		if (process_wait(pidfd, EXIT_TIMEOUT_MS))
 			log_debug("process %d does not end", (int)e->supervisor.pid);
 		close(pidfd);

@@ -120,6 +120,11 @@ bool process_alive(const struct process *p)
 	return fd != -ESRCH;
 }
 
+int process_signal(int pidfd, int sig)
+{
+	return syscall(SYS_pidfd_send_signal, pidfd, sig, NULL, 0) ? -errno : 0;
+}
+
 int process_wait(int pidfd, int timeout_ms)
 {
 	struct pollfd pfd = {.fd = pidfd, .events = POLLIN};

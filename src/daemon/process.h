@@ -33,6 +33,9 @@ bool process_alive(const struct process *p);
 /* Whether the machine has been up since. */
 bool process_of_this_boot(const struct process *p);
 
+/* To the process behind @pidfd and no other, though its number is given to one. */
+int process_signal(int pidfd, int sig);
+
 /* Waits until the process behind @pidfd is gone; -ETIMEDOUT. */
 int process_wait(int pidfd, int timeout_ms) must_check;
 

@@ -22,6 +22,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -217,6 +218,7 @@ static void background_start(const struct daemon_config *config, int fd)
 struct parent {
 	int fd;
 	pid_t daemon; /* 0: not known */
+	int daemon_fd; /* -1: not known, or gone */
 	bool takes_over; /* a device that waits: what is left of it is not to be removed */
 	struct daemon_report *report;
 	bool ended; /* E or D came */
@@ -227,7 +229,10 @@ static void message_take(struct parent *p, char *message, struct error *err)
 {
 	switch (message[0]) {
 	case 'P':
+		if (p->daemon_fd >= 0)
+			close(p->daemon_fd);
 		p->daemon = (pid_t)atoi(message + 1);
+		p->daemon_fd = p->daemon > 0 ? (int)syscall(SYS_pidfd_open, p->daemon, 0) : -1;
 		break;
 	case 'N':
 		p->report->note(p->report, message + 1);
@@ -269,6 +274,17 @@ static int messages_take(struct parent *p, struct error *err)
 	return 0;
 }
 
+/* A supervisor's child is not ours to wait for, until that has ended. */
+static bool daemon_ended(const struct parent *p, int *status)
+{
+	if (p->daemon_fd < 0)
+		return true;
+	if (process_wait(p->daemon_fd, 0) == -ETIMEDOUT)
+		return false;
+	(void)!waitpid(p->daemon, status, WNOHANG);
+	return true;
+}
+
 /*
  * Waits for a daemon that has failed, ends it if it hangs, and removes what is left of it. Returns the
  * signal that it died of, if any.
@@ -280,15 +296,12 @@ static int daemon_bury(struct parent *p, bool at_once)
 	struct statedir dir;
 	int status = 0;
 
-	if (p->daemon > 0 && at_once)
-		kill(p->daemon, SIGKILL);
-	/* Bounded, for a process may be stuck in the kernel. A supervisor's child is not ours to wait for. */
-	for (int waited_ms = 0; p->daemon > 0 && (waitpid(p->daemon, &status, WNOHANG) == 0 ||
-						  (errno == ECHILD && kill(p->daemon, 0) == 0));
-	     waited_ms += 20) {
-		errno = 0;
+	if (at_once && p->daemon_fd >= 0)
+		(void)process_signal(p->daemon_fd, SIGKILL);
+	/* Bounded, for a process may be stuck in the kernel. */
+	for (int waited_ms = 0; !daemon_ended(p, &status); waited_ms += 20) {
 		if (waited_ms == BURY_TIMEOUT_MS)
-			kill(p->daemon, SIGKILL);
+			(void)process_signal(p->daemon_fd, SIGKILL);
 		if (waited_ms >= 2 * BURY_TIMEOUT_MS)
 			return 0;
 		nanosleep(&pause, NULL);
@@ -328,7 +341,7 @@ static int outcome(struct parent *p, int ret, struct error *err)
 int daemon_spawn(const struct daemon_config *config, struct daemon_report *report,
 		 struct error *err)
 {
-	struct parent parent = {.report = report, .takes_over = config->resume_key != NULL};
+	struct parent parent = {.report = report, .takes_over = config->resume_key != NULL, .daemon_fd = -1};
 	int pair[2], ret;
 	pid_t pid;
 
@@ -352,6 +365,8 @@ int daemon_spawn(const struct daemon_config *config, struct daemon_report *repor
 	ret = messages_take(&parent, err);
 	ret = outcome(&parent, ret, err);
 	close(parent.fd);
+	if (parent.daemon_fd >= 0)
+		close(parent.daemon_fd);
 	return ret;
 }
 

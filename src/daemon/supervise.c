@@ -35,6 +35,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -767,6 +768,19 @@ static int upgrade_done(const struct statedir *dir, const struct entry *before, 
 	return done;
 }
 
+/* A supervisor that cannot run the program goes on as the one that it is. */
+static int upgrade_check(const struct entry *e, struct error *err)
+{
+	struct stat ours, theirs;
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/exe", (int)e->supervisor.pid);
+	if (stat("/proc/self/exe", &ours) || stat(path, &theirs) ||
+	    (ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino))
+		return 0;
+	return error_set(err, -EIO, "is served by the program that it was served by: this one could not be run, see the log");
+}
+
 int supervise_upgrade(const struct statedir *dir, const struct entry *e, struct error *err)
 {
 	int pidfd, ret;
@@ -779,16 +793,21 @@ int supervise_upgrade(const struct statedir *dir, const struct entry *e, struct 
 	if (pidfd < 0)
 		return error_set(err, pidfd, "cannot be upgraded: its supervisor (process %d) is gone",
 				 (int)e->supervisor.pid);
-	close(pidfd);
 	ret = upgrade_write_program(dir, e, err);
+	if (!ret) {
+		ret = process_signal(pidfd, SIGUSR1);
+		if (ret)
+			error_set(err, ret, "process %d: %s", (int)e->supervisor.pid, strerror(-ret));
+	}
+	close(pidfd);
 	if (ret)
 		return ret;
-	if (kill(e->supervisor.pid, SIGUSR1))
-		return error_set(err, -errno, "process %d: %s", (int)e->supervisor.pid, strerror(errno));
 	for (unsigned waited_ms = 0; waited_ms < UPGRADE_TIMEOUT_MS; waited_ms += 20) {
 		ret = upgrade_done(dir, e, err);
+		if (ret < 0)
+			return ret;
 		if (ret)
-			return ret < 0 ? ret : 0;
+			return upgrade_check(e, err);
 		sleep_ms(20);
 	}
 	return error_set(err, -ETIMEDOUT, "the new program did not take over within %d s",

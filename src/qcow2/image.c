@@ -783,7 +783,8 @@ int qcow2_close(struct qcow2_image *img, struct error *err)
 		if (!ret)
 			ret = bitmaps_save(img);
 		if (ret)
-			error_set(err, ret, "the last flush failed: %s", error_text(NULL, ret));
+			error_set(err, ret, "the last flush failed: %s; what was written since the one before is lost",
+				  error_text(NULL, ret));
 		else
 			trim_end(img);
 		if (!ret)

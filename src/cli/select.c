@@ -61,14 +61,19 @@ static bool image_matches(const struct wanted *w, const struct entry *e)
 	       (w->image_id[0] && strcmp(e->image_id, w->image_id) == 0);
 }
 
-/* A device by its path goes before a number, and a number before an image's path. */
+/*
+ * A device by its path goes before a number, and a number before an image's path; and before one that is dead,
+ * whose number somebody else may have got since.
+ */
 static int wanted_rank(const struct wanted *w, const struct entry *e)
 {
+	int there = e->state != ENTRY_DEAD;
+
 	if (device_matches(w, e))
-		return 3;
+		return 6 + there;
 	if (w->id >= 0 && e->id == w->id)
-		return 2;
-	return image_matches(w, e) ? 1 : 0;
+		return 4 + there;
+	return image_matches(w, e) ? 2 + there : 0;
 }
 
 static int wanted_find(const struct wanted *w, const struct entry_list *list,

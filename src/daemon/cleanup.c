@@ -3,8 +3,9 @@
  * cleanup.c: see cleanup.h. Each front end knows what its devices leave; here it is decided that they
  * are ours.
  *
- * A device number may have been given to somebody else since. A ublk device is removed only if nobody
- * serves it; what the fuse front end left is in the folder of state, with marks of its own.
+ * A device number may have been given to somebody else since: after a reboot, or when somebody else had deleted the
+ * device. A ublk device is removed only if it was made since the machine is up, is not that of another entry, and
+ * nobody serves it or is about to; what the fuse front end left is in the folder of state, with marks of its own.
  *
  * I/O that a dead daemon had submitted may still land on the image (durability, rule 15). The open file
  * description that does it carries the daemon's image locks, or its claim, and the I/O keeps it alive:
@@ -24,6 +25,7 @@
 #include "ublk/ublk.h"
 
 #define UBLK_DEVICES_MAX 4096
+#define FUSE_FOLDERS_MAX 256 /* in one go */
 
 /* QEMU's image locks lie at 100 to 103 and 200 to 203. */
 #define LOCK_FIRST	100
@@ -65,20 +67,42 @@ static void image_wait(const struct entry *e)
 	close(fd);
 }
 
-static int ublk_clean(const struct entry *e, struct error *note, struct error *err)
+/* Whether the number in @e, which is dead, is that of a later device by now. */
+static bool number_reused(const struct statedir *dir, const struct entry *e)
+{
+	struct entry_list list;
+	bool reused = entry_list_read(&list, dir, NULL) != 0; /* who cannot tell leaves it alone */
+
+	for (size_t i = 0; i < list.count; i++) {
+		const struct entry *other = &list.entries[i];
+
+		if (other->id != e->id || strcmp(other->key, e->key) == 0 || strcmp(other->frontend, e->frontend))
+			continue;
+		/* of two that are dead, the device is that of the later one */
+		if (process_of_this_boot(&other->process) &&
+		    (!entry_is_dead(other) || other->started > e->started ||
+		     (other->started == e->started && other->process.start_ticks > e->process.start_ticks)))
+			reused = true;
+	}
+	entry_list_free(&list);
+	return reused;
+}
+
+static int ublk_clean(const struct statedir *dir, const struct entry *e, struct error *note, struct error *err)
 {
 	struct ublk_device *devices;
 	bool lingers = false, left = false;
 	int count, ret = 0;
 
-	if (e->id < 0)
+	if (e->id < 0 || !process_of_this_boot(&e->process) || number_reused(dir, e))
 		return 0;
 	devices = calloc(UBLK_DEVICES_MAX, sizeof(*devices));
 	if (!devices)
 		return error_set(err, -ENOMEM, "out of memory");
 	count = ublk_devices(devices, UBLK_DEVICES_MAX, err);
 	for (int i = 0; i < count && i < UBLK_DEVICES_MAX; i++)
-		left |= devices[i].id == (unsigned)e->id && !devices[i].served;
+		left |= devices[i].id == (unsigned)e->id && !devices[i].served &&
+			(devices[i].server_pid == e->process.pid || !ublk_device_is_starting(&devices[i]));
 	free(devices);
 	if (count < 0)
 		return count;
@@ -115,7 +139,7 @@ int cleanup_entry(const struct statedir *dir, const struct entry *e, struct erro
 	int ret = 0;
 
 	if (strcmp(e->frontend, "ublk") == 0)
-		ret = ublk_clean(e, note, err);
+		ret = ublk_clean(dir, e, note, err);
 	else if (strcmp(e->frontend, "fuse") == 0)
 		ret = fuse_clean(dir, e, note, err);
 	if (ret)
@@ -153,6 +177,39 @@ int cleanup_orphans(const struct entry_list *list, struct ublk_device *out, size
 	return count < 0 ? count : orphans;
 }
 
+struct folders {
+	unsigned count;
+	int ids[FUSE_FOLDERS_MAX];
+};
+
+static int folder_note(const struct fuse_orphan *orphan, void *arg)
+{
+	struct folders *f = arg;
+
+	if (f->count < FUSE_FOLDERS_MAX)
+		f->ids[f->count++] = orphan->id;
+	return 0;
+}
+
+void cleanup_left_over(const struct statedir *dir)
+{
+	struct folders folders = {0};
+	struct entry_list list;
+	bool known = entry_list_read(&list, dir, NULL) != 0;
+
+	entry_sweep(dir);
+	if (!known && !fuse_orphans_each(dir->path, folder_note, &folders, NULL)) {
+		for (unsigned i = 0; i < folders.count; i++) {
+			known = false;
+			for (size_t k = 0; k < list.count; k++)
+				known |= list.entries[k].id == folders.ids[i] && !strcmp(list.entries[k].frontend, "fuse");
+			if (!known)
+				(void)!fuse_orphan_remove(dir->path, folders.ids[i], NULL);
+		}
+	}
+	entry_list_free(&list);
+}
+
 int cleanup_process(struct statedir *dir, pid_t pid, struct error *err)
 {
 	struct error note = {0};
@@ -170,7 +227,7 @@ int cleanup_process(struct statedir *dir, pid_t pid, struct error *err)
 			ret = cleanup_entry(dir, e, &note, err);
 	}
 	entry_list_free(&list);
-	entry_sweep(dir);
+	cleanup_left_over(dir);
 	statedir_unlock(dir);
 	return ret;
 }

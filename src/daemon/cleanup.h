@@ -23,6 +23,12 @@ int cleanup_entry(const struct statedir *dir, const struct entry *e, struct erro
 /* The same for the dead entry of process @pid, if there is one; takes the lock. */
 int cleanup_process(struct statedir *dir, pid_t pid, struct error *err) must_check;
 
+/*
+ * What belongs to no entry, for its process was killed before it had one or when it had one no more: files in the
+ * folder of state, and folders of the fuse front end's. Under the lock.
+ */
+void cleanup_left_over(const struct statedir *dir);
+
 struct ublk_device;
 
 /*

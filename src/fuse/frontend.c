@@ -326,6 +326,8 @@ static int device_make(struct frontend *f, const struct frontend_options *opts, 
 
 	if (ret == 0)
 		ret = number_choose(f, opts, err);
+	if (ret == 0 && opts->made)
+		opts->made(opts->made_arg, f->dir.id);
 	if (ret == 0)
 		ret = rundir_add_file(&f->dir, opts->name, err);
 	if (ret)
@@ -430,7 +432,7 @@ static int fuse_start(struct frontend **out, struct target *t, const struct fron
 {
 	pthread_condattr_t attr;
 	struct frontend *f;
-	int ret = options_check(t, opts, err);
+	int ret = options_check(t, opts, err), left;
 
 	if (ret)
 		return ret;
@@ -461,8 +463,9 @@ static int fuse_start(struct frontend **out, struct target *t, const struct fron
 	if (!ret)
 		ret = device_make(f, opts, err);
 	if (ret) {
-		if (frontend_destroy(f, NULL) == -ETIMEDOUT)
-			ret = -ETIMEDOUT;
+		left = frontend_destroy(f, NULL);
+		if (left)
+			ret = left == -ETIMEDOUT ? -ETIMEDOUT : -EUCLEAN;
 		return ret;
 	}
 	*out = f;

@@ -173,6 +173,11 @@ bool ublk_device_is_orphan(const struct ublk_device *d)
 	return !d->served && !process_there(d->server_pid) && !is_held(d->id);
 }
 
+bool ublk_device_is_starting(const struct ublk_device *d)
+{
+	return !d->served && process_there(d->server_pid) && is_held(d->id);
+}
+
 int ublk_device_delete(unsigned id, bool *lingers, struct error *err)
 {
 	struct ublk_dev_info info;

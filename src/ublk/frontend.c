@@ -509,6 +509,14 @@ static void retry_held(struct frontend *f)
 		ublk_queue_retry(f->queues[i]);
 }
 
+static bool ublk_failed(const struct frontend *f)
+{
+	for (unsigned i = 0; i < f->nr_queues; i++)
+		if (ublk_queue_failed(f->queues[i]))
+			return true;
+	return false;
+}
+
 /* Takes down whatever there is, and frees it. Returns the first error. */
 static int frontend_destroy(struct frontend *f, struct error *err)
 {
@@ -522,7 +530,8 @@ static int frontend_destroy(struct frontend *f, struct error *err)
 		child_cancel(&f->scan_child);
 	for (unsigned i = 0; i < f->nr_queues; i++)
 		ublk_queue_expect_end(f->queues[i], true);
-	if (f->added && f->nr_queues)
+	/* with a queue whose io_uring has failed the driver would wait for its I/O */
+	if (f->added && f->nr_queues && !ublk_failed(f))
 		stopped = ublk_ctrl_stop(f->ctrl, f->info.dev_id, err);
 	if (stopped == -ENODEV) /* deleted from outside */
 		stopped = 0;
@@ -650,14 +659,6 @@ static void ublk_figures(const struct frontend *f, unsigned queue, struct fronte
 static int ublk_gone_fd(const struct frontend *f)
 {
 	return f->gone_fd;
-}
-
-static bool ublk_failed(const struct frontend *f)
-{
-	for (unsigned i = 0; i < f->nr_queues; i++)
-		if (ublk_queue_failed(f->queues[i]))
-			return true;
-	return false;
 }
 
 static int ublk_hold_fd(const struct frontend *f)

@@ -37,6 +37,9 @@ int ublk_device_get(unsigned id, struct ublk_device *out, struct error *err) mus
 /* Whether nobody serves a device, nor is about to. Opens its char device for a moment. */
 bool ublk_device_is_orphan(const struct ublk_device *device);
 
+/* Whether it is not served yet, but by a process that is there and has it open. */
+bool ublk_device_is_starting(const struct ublk_device *device);
+
 /*
  * Removes a device, whoever made it. A server that still runs finishes its I/O first and learns
  * that the device is gone. *@lingers: somebody has the disk open; the number is free when he lets

@@ -596,6 +596,20 @@ int daemon_attach(struct daemon **out, const struct daemon_config *config,
 /* ---- serving ---- */
 
 /*
+ * A process that has lost a part of itself cannot do all that it should. Where a supervisor starts another one it
+ * dies at once, as if it had been killed: that one is whole, and has everything that was acknowledged.
+ */
+static void give_way(const struct daemon *d, const char *lost)
+{
+	const struct supervision *s = d->config.supervision;
+
+	if (!s || getppid() != s->supervisor.pid)
+		return;
+	log_err("%s: %s: this process gives way to another one", d->entry.device, lost);
+	kill(getpid(), SIGKILL);
+}
+
+/*
  * Whether the device is free to go; else @text says why not. What is held for want of space keeps it: the
  * kernel would wait for that.
  */
@@ -604,6 +618,8 @@ static bool device_unused(const struct daemon *d, char *text, size_t size)
 	unsigned held = d->frontend_ops->held(d->frontend);
 	int busy = held ? 0 : d->frontend_ops->busy(d->frontend);
 
+	if (busy == -EPIPE) /* who asks is served by the next one */
+		give_way(d, "its helper process has died");
 	if (held) {
 		snprintf(text, size,
 			 "has %u request%s held for want of space: make room, or 'del --force' fails %s", held,
@@ -806,20 +822,6 @@ static void request_serve(void *arg, struct control_client *client,
 		control_reply_left(client, error_text(&err, d->ret));
 	else
 		control_reply_error(client, error_text(&err, d->ret));
-}
-
-/*
- * A process that has lost a part of itself cannot do all that it should. Where a supervisor starts another one it
- * dies at once, as if it had been killed: that one is whole, and has everything that was acknowledged.
- */
-static void give_way(const struct daemon *d, const char *lost)
-{
-	const struct supervision *s = d->config.supervision;
-
-	if (!s || getppid() != s->supervisor.pid)
-		return;
-	log_err("%s: %s: this process gives way to another one", d->entry.device, lost);
-	kill(getpid(), SIGKILL);
 }
 
 static void helper_ended(struct daemon *d)

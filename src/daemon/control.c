@@ -240,6 +240,14 @@ static void line_serve(struct control *control, struct control_client *client)
 	json_decref(o);
 }
 
+/* Rule 3. Who has only closed his end for writing still listens. */
+static bool client_is_gone(const struct control_client *client)
+{
+	struct pollfd pfd = {.fd = client->fd};
+
+	return poll(&pfd, 1, 0) > 0 && pfd.revents & POLLHUP;
+}
+
 static void client_read(struct control *control, struct control_client *client)
 {
 	size_t space = sizeof(client->line) - client->used;
@@ -254,7 +262,10 @@ static void client_read(struct control *control, struct control_client *client)
 	}
 	end = memchr(client->line + client->used, '\n', (size_t)n);
 	client->used += (size_t)n;
-	if (end) {
+	if (end && client_is_gone(client)) {
+		log_info("a control request was dropped, as nobody waits for its answer any more");
+		client_close(client);
+	} else if (end) {
 		client->used = (size_t)(end - client->line);
 		line_serve(control, client);
 	} else if (client->used == sizeof(client->line)) {

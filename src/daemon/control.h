@@ -10,6 +10,8 @@
  *  2. A line of CONTROL_LINE_MAX bytes at most, within CONTROL_TIMEOUT_MS; CONTROL_CLIENTS_MAX clients
  *     at a time, the oldest has to go for a new one. Nothing a client does or leaves undone makes the
  *     daemon wait.
+ *  3. What a client has asked for that is gone by the time its turn comes is not done: it was given up, or has
+ *     said that there was no answer, and may have been asked for again.
  */
 #ifndef DAEMON_CONTROL_H
 #define DAEMON_CONTROL_H

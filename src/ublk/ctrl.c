@@ -657,6 +657,14 @@ int ublk_ctrl_recovery_end(struct ublk_ctrl *ctrl, uint32_t id, pid_t pid,
 				given_up, arg, err);
 }
 
+/* Its last server died after it had stopped it, or somebody else has: nobody serves it any more. */
+static bool is_stopped(struct ublk_ctrl *ctrl, uint32_t id)
+{
+	struct ublk_dev_info info;
+
+	return !ublk_ctrl_info(ctrl, id, &info, NULL) && info.state == UBLK_STATE_DEAD;
+}
+
 int ublk_ctrl_recovery_start(struct ublk_ctrl *ctrl, uint32_t id, struct error *err)
 {
 	uint64_t deadline = now_ms() + RECOVERY_MS;
@@ -670,8 +678,10 @@ int ublk_ctrl_recovery_start(struct ublk_ctrl *ctrl, uint32_t id, struct error *
 	int ret;
 
 	/* busy: the dead process's files, or its I/O, are not all gone, or it is not dead */
-	while ((ret = call_quietly(ctrl, &call)) == -EBUSY && now_ms() < deadline)
+	while ((ret = call_quietly(ctrl, &call)) == -EBUSY && now_ms() < deadline && !is_stopped(ctrl, id))
 		sleep_ms(10);
+	if (ret == -EBUSY && is_stopped(ctrl, id))
+		return error_set(err, ret, "ublk device %u was being taken away when its last server died", id);
 	if (ret == -EBUSY)
 		return error_set(
 			err, ret,

@@ -147,7 +147,8 @@ static void requested(const struct run *r, const struct bits *b, unsigned i, uin
 		const struct guest_op *op = &r->guest.ops.at[k];
 		bool sure = op->done != SIM_NEVER && !op->failed;
 
-		if (op->op == BLK_READ || op->op == BLK_FLUSH || !op->sectors)
+		if (op->op == BLK_READ || op->op == BLK_FLUSH || !op->sectors ||
+		    (op->op == BLK_DISCARD && r->cfg.open.discard_ignore))
 			continue;
 		for (uint64_t g = op->sector * SECTOR_BYTES >> granularity_bits;
 		     g <= ((op->sector + op->sectors) * SECTOR_BYTES - 1) >> granularity_bits && g < count; g++)

@@ -186,6 +186,18 @@ static void crypto_shape(struct run_config *cfg)
 		encrypted(cfg, &r);
 }
 
+/* Of some seeds there are writes of zeros, which may be noticed; of a few discards do nothing. */
+static void zeros_shape(struct run_config *cfg)
+{
+	struct rng r = rng_make(cfg->seed, cfg->profile, 0x2e05);
+
+	cfg->open.discard_ignore = rng_chance(&r, 6);
+	if (!rng_chance(&r, 25))
+		return;
+	cfg->zeros_percent = rng_range(&r, 10, 60);
+	cfg->open.detect_zeroes = rng_below(&r, 3);
+}
+
 void run_config_make(struct run_config *cfg, enum run_profile profile, uint64_t seed)
 {
 	static const uint64_t delays_ms[] = {0, 1, 20, 1000};
@@ -211,7 +223,7 @@ void run_config_make(struct run_config *cfg, enum run_profile profile, uint64_t 
 	cfg->max_sectors = align_up(cfg->max_sectors, cfg->block_bytes / SECTOR_BYTES);
 	cfg->max_sectors = min_of(cfg->max_sectors, cfg->create.size_bytes / SECTOR_BYTES);
 	cfg->reissue_percent = rng_chance(&r, 70) ? 100 : rng_range(&r, 0, 100);
-	cfg->open.compress = rng_chance(&r, 25) && profile != RUN_SNAPS;
+	cfg->open.compress = rng_chance(&r, 25);
 	if (c->version >= 3)
 		c->zstd = rng_chance(&r, 50);
 	cfg->open.max_inflight = cfg->queues * cfg->depth;
@@ -220,6 +232,7 @@ void run_config_make(struct run_config *cfg, enum run_profile profile, uint64_t 
 	cfg->open.reclaim_delay_ms = rng_chance(&r, 70) ? 1 : 0;
 	data_shape(cfg);
 	crypto_shape(cfg);
+	zeros_shape(cfg);
 	if (c->version >= 3 && rng_chance(&r, 40))
 		cfg->bitmaps = rng_range(&r, 1, BITS_MAX);
 	if (cfg->bitmaps && cfg->log_bytes)
@@ -254,7 +267,7 @@ void run_config_snapshots(struct run_config *cfg)
 	/* a second run begins with this one's disk on other seeds, and those with 1 are resized */
 	if (cfg->profile == RUN_SNAPS)
 		cfg->snapshots = SNAPS_MAX;
-	else if (cfg->seed % 3 == 2 && !cfg->open.compress && !cfg->data)
+	else if (cfg->seed % 3 == 2 && !cfg->data)
 		cfg->snapshots = rng_range(&r, 1, cfg->profile == RUN_TINY ? 2 : 6);
 }
 
@@ -283,6 +296,8 @@ void run_config_faults(struct run_config *cfg)
 		data_apart(cfg, &r);
 	if (cfg->seed % 6 == 4 && cfg->data != RUN_DATA_RAW && cfg->profile != RUN_GROW)
 		encrypted(cfg, &r);
+	if (cfg->seed % 5 == 3 && !cfg->data)
+		cfg->snapshots = rng_range(&r, 1, cfg->profile == RUN_TINY ? 2 : 4);
 }
 
 void run_config_print(const struct run_config *cfg)
@@ -298,6 +313,11 @@ void run_config_print(const struct run_config *cfg)
 		printf("  payloads in registered buffers\n");
 	if (cfg->open.compress)
 		printf("  writes are compressed, %s\n", c->zstd ? "zstd" : "zlib");
+	if (cfg->zeros_percent)
+		printf("  %u%% of writes are of zeros, and zeros are looked for: %d\n", cfg->zeros_percent,
+		       cfg->open.detect_zeroes);
+	if (cfg->open.discard_ignore)
+		printf("  discards do nothing\n");
 	printf("  on a %s with blocks of %u\n", cfg->device ? "block device" : "file",
 	       cfg->block_bytes);
 	if (cfg->data)

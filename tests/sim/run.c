@@ -95,10 +95,12 @@ static void slot_start(struct loop_msg *msg)
 	uint64_t sectors = s->req.len_bytes / SECTOR_BYTES;
 
 	s->started = true;
-	s->number = guest_submit(&r->guest, s->req.op, s->req.flags, sector, sectors,
-				 simdisk_mark(r->disk));
+	s->number = guest_submit(&r->guest, s->zeros ? BLK_WRITE_ZEROES : s->req.op, s->req.flags, sector,
+				 sectors, simdisk_mark(r->disk));
 	for (uint64_t i = 0; i < sectors; i++) {
-		if (s->req.op == BLK_WRITE)
+		if (s->zeros)
+			memset(s->mem + i * SECTOR_BYTES, 0, SECTOR_BYTES);
+		else if (s->req.op == BLK_WRITE)
 			guest_stamp(s->mem + i * SECTOR_BYTES, sector + i, s->number);
 		else if (s->req.op == BLK_READ)
 			memset(s->mem + i * SECTOR_BYTES, 0xaa, SECTOR_BYTES);
@@ -113,7 +115,7 @@ static void slot_submit(struct slot *s, enum blk_op op, unsigned flags, uint64_t
 
 	assert(!s->busy);
 	s->busy = true;
-	s->started = false;
+	s->started = s->zeros = false;
 	r->inflight++;
 	s->req.op = op;
 	s->req.flags = flags;
@@ -131,6 +133,7 @@ static void submit_random(struct run *r, struct slot *s)
 	enum blk_op op = run_choose(r, &flags, &sector, &sectors);
 
 	slot_submit(s, op, flags, sector, sectors);
+	s->zeros = op == BLK_WRITE && r->cfg.zeros_percent && rng_chance(&r->rng, r->cfg.zeros_percent);
 }
 
 /* ---- the schedule ---- */
@@ -504,10 +507,10 @@ static bool snapshots_idle(struct run *r, void *arg)
 	return snaps_idle(r);
 }
 
-/* Operations on snapshots, each while requests are being made, and some when none is. */
-static void requests_and_snapshots(struct run *r)
+/* Some operations when no request is being made. */
+void run_requests_and_snapshots(struct run *r, unsigned requests)
 {
-	unsigned part = r->cfg.requests / (r->cfg.snapshots + 1);
+	unsigned part = requests / (r->cfg.snapshots + 1);
 
 	for (unsigned i = 0; i < r->cfg.snapshots && !r->failed; i++) {
 		unsigned before = rng_below(&r->rng, part + 1);
@@ -940,7 +943,7 @@ bool run_whole(struct run *r, const struct run_config *cfg, const struct run_ori
 		if (!r->failed)
 			run_requests(r, cfg->requests - cfg->requests / 3 * 2);
 	} else if (!r->failed && cfg->snapshots) {
-		requests_and_snapshots(r);
+		run_requests_and_snapshots(r, cfg->requests);
 	} else if (!r->failed) {
 		run_requests(r, cfg->requests);
 		if (!r->failed && cfg->resize_bytes)

@@ -69,6 +69,7 @@ struct run_config {
 	unsigned hot_percent; /* of requests go to a small part of the disk */
 	unsigned weight_write, weight_read, weight_flush, weight_discard, weight_zero;
 	unsigned fua_percent, nounmap_percent;
+	unsigned zeros_percent; /* of writes have nothing but zeros */
 	unsigned turn_weight, io_weight, submit_weight, time_weight;
 	unsigned io_order; /* see pick_io() */
 	enum storage_op starved;
@@ -107,6 +108,7 @@ struct slot {
 	void (*memory_ready)(struct blk_request *req, int ret);
 	uint32_t number;
 	bool busy, started;
+	bool zeros; /* WRITE: of zeros, as WRITE_ZEROES */
 	int ret;
 	uint8_t *mem;
 };
@@ -168,6 +170,8 @@ int run_open(struct run *r, struct error *err);
 enum blk_op run_choose(struct run *r, unsigned *flags, uint64_t *sector, uint64_t *sectors);
 /* Submits @requests random requests and waits until all are done. */
 void run_requests(struct run *r, unsigned requests);
+/* The same with cfg.snapshots operations on snapshots, each while requests are being made. */
+void run_requests_and_snapshots(struct run *r, unsigned requests);
 /*
  * From now on no request fails for want of space: it is given to the engine again, later. After so many
  * @tries the disk's limit ends.

@@ -111,7 +111,7 @@ bool second_whole(struct run *r, struct run_origin *origin, struct verifier *v, 
 	cfg.below_seed = first->cfg.below_seed;
 	cfg.data = first->cfg.data;
 	cfg.data_device = first->cfg.data_device;
-	cfg.open.compress = cfg.open.compress && !cfg.data && !cfg.create.luks && !first->snaps.n;
+	cfg.open.compress = cfg.open.compress && !cfg.data && !cfg.create.luks;
 	cfg.open.passphrase = first->cfg.open.passphrase;
 	cfg.max_sectors = min_of((uint64_t)cfg.max_sectors, first->guest.sectors);
 	cfg.seed = first->cfg.seed;

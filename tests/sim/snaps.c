@@ -178,6 +178,29 @@ static void switch_settle(struct run *r)
 	guest_done(&r->guest, s->number, 0, simdisk_mark(r->disk));
 }
 
+/*
+ * An operation that met an error of the disk's has had no effect; but while it lasted a crash may have found
+ * that it had, and after a failed sync from then on.
+ */
+static void failed(struct run *r, struct snap *snap)
+{
+	struct snaps *s = &r->snaps;
+
+	if (s->op == SNAP_APPLY) {
+		if (s->switched)
+			run_fail(r, "going back to %s failed after its switch", snap->name);
+		else
+			guest_done(&r->guest, s->number, s->ret, s->done);
+		return;
+	}
+	snap->doubt_from = s->submit;
+	snap->doubt_to = run_sync_failed(r) ? SIM_NEVER : s->done;
+	if (s->op == SNAP_CREATE)
+		snap->gone_submit = snap->gone_done = s->submit;
+	else
+		snap->gone_submit = SIM_NEVER;
+}
+
 void snaps_settle(struct run *r)
 {
 	struct snaps *s = &r->snaps;
@@ -191,6 +214,10 @@ void snaps_settle(struct run *r)
 	if (!s->busy || now == SIM_NEVER)
 		return;
 	s->busy = false;
+	if (r->disk->failed && ret) {
+		failed(r, snap);
+		return;
+	}
 	if (ret && !full) {
 		run_fail(r, "snapshot operation %d of %s: %s", s->op, snap->name,
 			 error_text(&s->err, ret));
@@ -203,7 +230,8 @@ void snaps_settle(struct run *r)
 			run_fail(r, "going back to %s failed after its switch", snap->name);
 		return;
 	}
-	s->flags_to[s->nflags - 1] = now;
+	if (!r->disk->failed) /* else what follows the switch may have been left undone */
+		s->flags_to[s->nflags - 1] = now;
 	if (s->op == SNAP_CREATE && ret) {
 		snap->gone_done = snap->made_submit; /* it never was */
 	} else if (s->op == SNAP_CREATE) {

@@ -39,7 +39,7 @@ static void kill_and_recover(struct run *r, struct rng *rng)
 
 	if (rng_chance(rng, 10))
 		fault_soon(r, rng, 1 << STORAGE_SYNC, 30);
-	else if (r->cfg.snapshots && !r->disk->failed && snaps_idle(r) && rng_chance(rng, 60))
+	if (r->cfg.snapshots && !r->disk->failed && snaps_idle(r) && rng_chance(rng, 60))
 		snaps_begin(r);
 	if (r->cfg.resize_bytes && rng_chance(rng, 70))
 		run_resize_begin(r);

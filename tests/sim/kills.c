@@ -32,13 +32,29 @@ static void fault_soon(struct run *r, struct rng *rng, unsigned kinds, unsigned 
 		.kinds = kinds, .first = first, .last = first + rng_below(rng, 4), .error = -EIO};
 }
 
+/* What the disk does to the process that is going to be killed. */
+static void fault_before_kill(struct run *r, struct rng *rng)
+{
+	const unsigned growing = 1 << STORAGE_WRITE | 1 << STORAGE_TRUNCATE | 1 << STORAGE_ZERO;
+	unsigned percent = rng_below(rng, 100);
+
+	if (percent < 10) {
+		fault_soon(r, rng, 1 << STORAGE_SYNC, 30);
+	} else if (percent < 16) {
+		fault_soon(r, rng, ~(1u << STORAGE_SYNC), 100);
+	} else if (percent < 22) {
+		fault_soon(r, rng, growing, 100);
+		r->disk->fault.last += rng_below(rng, 30);
+		r->disk->fault.error = -ENOSPC;
+	}
+}
+
 static void kill_and_recover(struct run *r, struct rng *rng)
 {
 	uint64_t steps = rng_range(rng, 1, (uint64_t)1 << rng_range(rng, 3, 12));
 	bool faulty = rng_chance(rng, 15);
 
-	if (rng_chance(rng, 10))
-		fault_soon(r, rng, 1 << STORAGE_SYNC, 30);
+	fault_before_kill(r, rng);
 	if (r->cfg.snapshots && !r->disk->failed && snaps_idle(r) && rng_chance(rng, 60))
 		snaps_begin(r);
 	if (r->cfg.resize_bytes && rng_chance(rng, 70))
@@ -72,7 +88,7 @@ static void check_request(struct run *r, struct slot *s)
 	bool may_fail = s->req.op == BLK_FLUSH || s->req.flags & BLK_FUA ||
 			(s->req.op != BLK_READ && !run_roomy(r));
 
-	if (s->ret && s->ret != -EIO)
+	if (s->ret && s->ret != -EIO && s->ret != -ENOSPC)
 		run_fail(r, "op %u failed with %d (%s)", s->number, s->ret, strerror(-s->ret));
 	else if (s->ret && !r->disk->failed)
 		run_fail(r, "op %u failed with %d, and nothing had", s->number, s->ret);

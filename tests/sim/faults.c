@@ -195,6 +195,7 @@ bool faults_whole(struct run *r, const struct run_config *cfg, const struct faul
 		plan_start(r, plan);
 		run_requests_and_snapshots(r, cfg->requests);
 		run_end_fault(r);
+		run_note_given_up(r);
 	}
 	if (!r->failed)
 		afterwards(r);

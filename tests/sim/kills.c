@@ -129,6 +129,7 @@ bool kills_whole(struct run *r, const struct run_config *cfg, const char *extra)
 		kill_and_recover(r, &rng);
 	if (r->unservable && !r->failed)
 		return true;
+	run_note_given_up(r);
 	r->healed = true;
 	r->broken = run_sync_failed(r);
 	if (!r->failed)

@@ -14,6 +14,7 @@
 
 #include "base/math.h"
 #include "judge.h"
+#include "qcow2/image.h"
 #include "ring/co.h"
 
 void run_fail(struct run *r, const char *fmt, ...)
@@ -26,6 +27,20 @@ void run_fail(struct run *r, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(r->text, sizeof(r->text), fmt, ap);
 	va_end(ap);
+}
+
+void run_note_given_up(struct run *r)
+{
+	unsigned headers = 0;
+
+	if (r->gave_up || !r->img || !r->img->wb.sync_failed)
+		return;
+	for (size_t i = 0; i < r->disk->ops.n; i++) {
+		const struct sim_op *op = r->disk->ops.at[i];
+
+		headers += op->op == STORAGE_WRITE && !op->sector && op->file == r->file->number && op->ret;
+	}
+	r->gave_up = headers > 1;
 }
 
 /* ---- requests ---- */
@@ -51,6 +66,8 @@ static void slot_complete(struct blk_request *req, int ret)
 	if (!ret && req->op == BLK_READ && !r->failed &&
 	    !guest_check_read(&r->guest, s->number, s->mem, text, sizeof(text)))
 		run_fail(r, "%s", text);
+	if (ret)
+		run_note_given_up(r);
 	if (ret)
 		r->errors++;
 	if (ret && req->op == BLK_FLUSH)
@@ -691,6 +708,8 @@ bool run_recover(struct run *r, uint64_t steps)
 
 bool run_sync_failed(const struct run *r)
 {
+	if (r->gave_up)
+		return true;
 	for (size_t i = 0; i < r->disk->ops.n; i++) {
 		const struct sim_op *op = r->disk->ops.at[i];
 
@@ -740,6 +759,7 @@ void run_close(struct run *r)
 {
 	struct error err = {0};
 
+	run_note_given_up(r);
 	if (!r->failed && r->cfg.seed % 4 > 1)
 		inside_co(r, r->loops[0], inside_make(r), settle_image);
 	for (unsigned q = 0; q < r->cfg.queues && !r->failed; q++) {

@@ -151,6 +151,7 @@ struct run {
 	uint64_t hold_tries, hold_tries_max; /* with the latter the disk is not full any more */
 	unsigned most_held;
 	bool healed, broken; /* no fault is to come; and a sync had failed */
+	bool gave_up; /* the engine, after two writes of the header had failed, the one and the way back */
 	/* Called after each completion; may change disk->fault. Or NULL. */
 	void (*on_complete)(struct run *r, struct slot *s);
 	void *arg;
@@ -198,8 +199,13 @@ void run_kill(struct run *r, unsigned requests, uint64_t steps);
  * room for all that the log holds, the image cannot be served any more: unservable, and true.
  */
 bool run_recover(struct run *r, uint64_t steps);
-/* Whether the engine knows of a sync that failed: rule 6 is in force. */
+/*
+ * Whether the engine knows of a sync that failed, or has a header of which nobody knows what it says: rule 6 is in
+ * force.
+ */
 bool run_sync_failed(const struct run *r);
+/* To be called before that is asked, when no fault is to come any more. */
+void run_note_given_up(struct run *r);
 /* Reads the whole disk, while other requests may be in flight. */
 void run_read_all(struct run *r);
 /* Queues, metadata loop, image; close_ret is qcow2_close()'s. */

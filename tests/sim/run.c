@@ -14,7 +14,6 @@
 
 #include "base/math.h"
 #include "judge.h"
-#include "qcow2/image.h"
 #include "ring/co.h"
 
 void run_fail(struct run *r, const char *fmt, ...)
@@ -27,20 +26,6 @@ void run_fail(struct run *r, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(r->text, sizeof(r->text), fmt, ap);
 	va_end(ap);
-}
-
-void run_note_given_up(struct run *r)
-{
-	unsigned headers = 0;
-
-	if (r->gave_up || !r->img || !r->img->wb.sync_failed)
-		return;
-	for (size_t i = 0; i < r->disk->ops.n; i++) {
-		const struct sim_op *op = r->disk->ops.at[i];
-
-		headers += op->op == STORAGE_WRITE && !op->sector && op->file == r->file->number && op->ret;
-	}
-	r->gave_up = headers > 1;
 }
 
 /* ---- requests ---- */
@@ -704,21 +689,6 @@ bool run_recover(struct run *r, uint64_t steps)
 	else
 		reissue_all(r);
 	return true;
-}
-
-bool run_sync_failed(const struct run *r)
-{
-	if (r->gave_up)
-		return true;
-	for (size_t i = 0; i < r->disk->ops.n; i++) {
-		const struct sim_op *op = r->disk->ops.at[i];
-
-		if (op->ret && op->done != SIM_NEVER && !op->killed &&
-		    (op->op == STORAGE_SYNC ||
-		     (op->op == STORAGE_WRITE && op->flags & STORAGE_DSYNC)))
-			return true;
-	}
-	return false;
 }
 
 static bool a_slot_free(struct run *r, void *arg)

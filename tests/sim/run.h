@@ -151,7 +151,7 @@ struct run {
 	uint64_t hold_tries, hold_tries_max; /* with the latter the disk is not full any more */
 	unsigned most_held;
 	bool healed, broken; /* no fault is to come; and a sync had failed */
-	bool gave_up; /* the engine, after two writes of the header had failed, the one and the way back */
+	bool gave_up; /* the engine, after a write of the header had failed, and the way back */
 	/* Called after each completion; may change disk->fault. Or NULL. */
 	void (*on_complete)(struct run *r, struct slot *s);
 	void *arg;

@@ -279,6 +279,9 @@ void run_config_kills(struct run_config *cfg)
 	run_config_snapshots(cfg);
 	if (!cfg->snapshots)
 		run_config_resize(cfg);
+	else if (cfg->create.version >= 3 && !cfg->device && rng_chance(&r, 40))
+		cfg->resize_bytes = cfg->create.size_bytes +
+				    rng_range(&r, 1, 40) * max_of(cfg->block_bytes, cfg->create.cluster_bytes / 2);
 	if (cfg->resize_bytes < cfg->create.size_bytes) { /* which is for who has no log */
 		cfg->resize_bytes = 0;
 		cfg->log_bytes = log_bytes;

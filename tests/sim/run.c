@@ -499,7 +499,8 @@ static void resize_recovered(struct run *r)
 	if (g->submit == SIM_NEVER || r->guest.now == g->to ||
 	    qcow2_size_bytes(r->img) != g->to * SECTOR_BYTES)
 		return;
-	g->done = simdisk_mark(r->disk); /* rule 16: it is durable */
+	if (!run_sync_failed(r)) /* else by rule 16 it is durable */
+		g->done = simdisk_mark(r->disk);
 	r->guest.now = g->to;
 }
 

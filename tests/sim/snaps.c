@@ -285,6 +285,8 @@ bool snaps_begin(struct run *r)
 
 	assert(!s->busy);
 	s->op = (enum snap_op)rng_below(&r->rng, 3);
+	if (s->op == SNAP_APPLY && r->cfg.resize_bytes) /* one of another size, while attached, is refused */
+		s->op = SNAP_DELETE;
 	if (s->op != SNAP_CREATE && !pick_existing(r, &s->which))
 		s->op = SNAP_CREATE;
 	if (s->op == SNAP_CREATE && s->n == SNAPS_MAX)

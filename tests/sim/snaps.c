@@ -207,8 +207,8 @@ void snaps_settle(struct run *r)
 	struct snap *snap = &s->at[s->which];
 	uint64_t now = s->done;
 	int ret = s->ret;
-	/* more references than such refcounts can say */
-	bool full = ret == -EFBIG && r->cfg.create.refcount_bits <= 2;
+	/* more references than such refcounts can say; compressed clusters share theirs */
+	bool full = ret == -EFBIG && r->cfg.create.refcount_bits <= (r->cfg.open.compress ? 8 : 2);
 
 	switch_settle(r);
 	if (!s->busy || now == SIM_NEVER)

@@ -22,6 +22,9 @@
  *  3. The descriptors are not mapped: the driver would let no other process do that until the next
  *     START_USER_RECOVERY.
  *  4. The caller sees to it that no two processes take a device over at once.
+ *  5. Each queue that lost its thread has made the driver queue a work item, which cancels all that is fetched when it
+ *     comes to run, and is not meant to meet a fetch on its way in. Nothing tells when it has run; so there is a
+ *     pause before the first fetch that follows a death, as a rule far longer than it takes.
  */
 #include "ublk/halfway.h"
 
@@ -40,7 +43,7 @@
 
 #define OPEN_MS	  30000 /* for the dead process's files to go */
 #define STEP_MS	  10
-#define SETTLE_MS 100	/* for a work item of the driver's, which cancels what is fetched when it comes to run */
+#define SETTLE_MS 100	/* for a work item of the driver's: invariant 5 */
 #define NOWHERE	  4096	/* no memory of this process is there */
 
 struct finisher {
@@ -184,6 +187,7 @@ int ublk_halfway_finish(uint64_t features, const struct ublk_dev_info *info, str
 	f.char_fd = char_open(info->dev_id, err);
 	if (f.char_fd < 0)
 		return f.char_fd;
+	pause_ms(SETTLE_MS);
 	ret = finisher_run(&f);
 	close(f.char_fd);
 	if (ret)

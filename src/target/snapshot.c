@@ -52,6 +52,7 @@ static bool a_loop_failed; /* under the lock: a process with such a one comes to
 
 static void loop_failed(void)
 {
+	pthread_once(&cond_once, cond_make);
 	pthread_mutex_lock(&lock);
 	a_loop_failed = true;
 	pthread_cond_broadcast(&cond);
@@ -60,7 +61,6 @@ static void loop_failed(void)
 
 void snapshot_loop_set(struct loop *loop)
 {
-	pthread_once(&cond_once, cond_make);
 	loop_on_failure(loop, loop_failed);
 }
 
@@ -116,6 +116,7 @@ static struct job *job_make(struct qcow2_image *img, int (*operate)(struct job *
 
 	if (!job)
 		return NULL;
+	pthread_once(&cond_once, cond_make);
 	job->img = img;
 	job->operate = operate;
 	job->msg.fn = job_arrived;

@@ -69,7 +69,7 @@ static struct cipher_ctx *ctx_make(const char *name, const char *mode, unsigned 
 {
 	uint8_t key[CIPHER_KEY_MAX];
 	struct cipher_spec spec;
-	struct cipher_ctx *ctx;
+	struct cipher_ctx *ctx = NULL;
 	struct error err = {0};
 
 	for (unsigned i = 0; i < sizeof(key); i++)
